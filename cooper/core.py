@@ -309,7 +309,7 @@ def load(cls: Curves, path: str|os.PathLike) -> Curves:
         d = json.loads(path.read_text(encoding="utf-8"))
         self = cls(d["title"], d["units"])
         self.points = {k: [(s, math.nan if v is None else v) for s, v in p] for k, p in d["points"].items()}
-    except (KeyError, TypeError, ValueError) as e: raise ValueError(f"{path}: not a file of curves ({type(e).__name__}: {e}); expected what Curves.save wrote") from None
+    except (AttributeError, KeyError, TypeError, ValueError) as e: raise ValueError(f"{path}: not a file of curves ({type(e).__name__}: {e}); expected what Curves.save wrote") from None
     return self
 
 # %% ../nbs/00_core.ipynb #1564a45c

@@ -1,0 +1,44 @@
+"""Runs each RUN notebook through papermill with its smallest parameters.
+
+    python tests/run_notebooks.py                      # all, in order; copies and artefacts below outputs/test
+    python tests/run_notebooks.py 30_grpo --out /some/folder
+
+`{out}` in a value is the folder of all runs, so that 20_sft can start from what 10_amg left in `{out}/10_amg`."""
+import argparse, shutil, sys, time
+from pathlib import Path
+
+from house import NOTEBOOKS, ROOT, RUN
+
+SMALLEST = { # notebook -> parameters that let it run in about a minute on two cores; `out` is added
+}
+
+
+def parameters(name, out):
+    "The parameters of one run. KeyError for a RUN notebook without an entry: a notebook that nobody runs rots."
+    if name not in SMALLEST: raise KeyError(f"nbs/{name}.ipynb is a RUN notebook without an entry in SMALLEST of tests/run_notebooks.py")
+    fill = lambda v: v.replace("{out}", str(out)) if isinstance(v, str) else v
+    return {"out": str(out/name)} | {k: [fill(x) for x in v] if isinstance(v, list) else fill(v) for k, v in SMALLEST[name].items()}
+
+
+def run(name, out):
+    "Executes one notebook into `out/name.ipynb`; seconds. papermill raises if a cell does."
+    import papermill
+    shutil.rmtree(out/name, ignore_errors=True) # or it would resume the last run
+    given, start = parameters(name, out), time.monotonic()
+    papermill.execute_notebook(NOTEBOOKS[name], out/f"{name}.ipynb", given, progress_bar=False, kernel_name="python3", cwd=ROOT)
+    return time.monotonic() - start
+
+
+def main():
+    parse = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parse.add_argument("names", nargs="*", help="RUN notebooks, default all")
+    parse.add_argument("--out", default="outputs/test", help="folder for executed copies and artefacts")
+    args = parse.parse_args()
+    out = (ROOT/args.out).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    for name in set(SMALLEST) - set(RUN): sys.exit(f"SMALLEST of tests/run_notebooks.py names {name}, but there is no nbs/{name}.ipynb")
+    for name in args.names or RUN: parameters(name, out) # all entries are there before the first run starts
+    for name in args.names or RUN: print(f"{name}: {run(name, out):.0f} s", flush=True)
+
+
+if __name__ == "__main__": main()

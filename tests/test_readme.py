@@ -1,0 +1,26 @@
+"The README is the home page, and its script runs."
+import os, re, subprocess, sys
+
+from house import ROOT
+
+README = ROOT/"README.md"
+
+
+def test_readme_is_the_index(tmp_path):
+    subprocess.run(["make", "-s", "readme", f"README={tmp_path/'README.md'}"], cwd=ROOT, check=True, timeout=300)
+    assert (tmp_path/"README.md").read_text(encoding="utf-8") == README.read_text(encoding="utf-8"), "run `make readme` and commit README.md"
+
+
+def test_readme_pictures_and_links_are_there():
+    links = re.findall(r"\]\(([^)#\s]+)", README.read_text(encoding="utf-8"))
+    missing = [name for name in links if not re.match(r"https?:", name) and not (ROOT/name).exists()]
+    assert links and not missing, f"README.md points to {missing}"
+
+
+def test_readme_script_runs():
+    script = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)[0]
+    lines = [line for line in script.splitlines() if line.strip()]
+    assert "import cooper" in lines and len(lines) <= 10
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=600, env=os.environ | {"COOPER_QUIET": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip(), "the script shows nothing"
