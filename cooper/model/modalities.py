@@ -4,7 +4,7 @@
 
 # %% ../../nbs/07_modalities.ipynb #5a3c54ce
 from __future__ import annotations
-import base64, io, zlib
+import base64, io, re, zlib
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import ClassVar
@@ -72,7 +72,9 @@ class DepthMap:
     def show(self) -> Image.Image:
         "Coloured with Spectral on the fixed range: what the model is shown back."
         return Image.fromarray(colour(self.code))
-    def __repr__(self): return f"DepthMap({self.values.shape[0]}x{self.values.shape[1]}, {self.values.min():.2f} to {self.values.max():.2f} {self.unit})"
+    def __repr__(self):
+        (h, w), low, high = self.values.shape, self.values.min(), self.values.max()
+        return f"DepthMap({h}x{w}, {low:.2f} to {high:.2f} {self.unit})"
 
 # %% ../../nbs/07_modalities.ipynb #5c3bf944
 from fastcore.basics import patch
@@ -131,7 +133,8 @@ def to_dict(self: DepthMap) -> dict:
 @patch
 def to_dict(self: SegmentMap) -> dict:
     "JSON-ready."
-    return dict(type="SegmentMap", labels=array_to_text(self.labels.astype(np.int16)), palette={k: list(map(int, v)) for k, v in self.palette.items()})
+    palette = {name: [int(v) for v in rgb] for name, rgb in self.palette.items()}
+    return dict(type="SegmentMap", labels=array_to_text(self.labels.astype(np.int16)), palette=palette)
 
 @patch(cls_method=True)
 def from_dict(cls: DepthMap, row: dict) -> DepthMap:
@@ -172,6 +175,10 @@ class Modality:
     def readable(self) -> bool:
         "Can this checkpoint's drawings be read as numbers?"
         return True
+    @property
+    def views(self) -> tuple:
+        "How the drawing is looked at: 'vision' patches (as when the reference samples), 'clean' latents, or both."
+        return tuple(self.options.get("views", ("vision",)))
     def to_picture(self, map) -> Image.Image:
         "The picture the model learns to draw."
         return map.picture
@@ -181,6 +188,13 @@ class Modality:
     def shown(self, map, picture: Image.Image) -> Image.Image:
         "What the model is shown of its drawing: here, the drawing."
         return picture
+    def shown_picture(self, picture: Image.Image) -> Image.Image:
+        "What the model is shown of a drawing that comes as a picture."
+        pixels = np.asarray(picture.convert("RGB"), np.float32).transpose(2, 0, 1) / 127.5 - 1
+        return self.shown(self.to_map(pixels) if self.readable else None, picture)
+    def without_tag(self, text: str) -> str:
+        "A turn with its request cut out: what a drawing is guided away from."
+        return re.sub(f"<{self.tag}>.*?</{self.tag}>", "", text, flags=re.DOTALL)
 
 # %% ../../nbs/07_modalities.ipynb #e6abea7d
 MODALITIES: dict[str, type[Modality]] = {} # name -> class; where a turn asks for two, the one registered first wins

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np, torch
 from PIL import Image
 from transformers import AutoProcessor, ProcessorMixin
-from .modalities import MODALITIES, modality
+from .modalities import MODALITIES, decoded_picture, modality
 from .modeling import CooperConfig
 from .sequence import PictureSegment, Sequence, TextSegment
 
@@ -122,26 +122,26 @@ MODES = ("direct", "reason", "perceive", "cooperate")
 RELEASED_PROTOCOL = {
     "system": {"direct": None, "reason": REASON_SYSTEM, "perceive": PERCEIVE_SYSTEM, "cooperate": COOPERATE_SYSTEM},
     "views": {"direct": ["vision"], "reason": ["vision"], "perceive": ["clean", "vision"], "cooperate": ["clean", "vision"]},
-    "drawn": ["vision"], # the reference shows VAE latents too in training, but not when it samples
     "reflection": REFLECTION,
     "max_turns": 3, # turns of text, so at most two drawings
     "max_new_tokens": 2048, # per turn
-    "perceive": {"draw": ["depth", "segmentation"], "opening": "<answer>"},
-    "modalities": {"depth": {"near": 0.0, "far": 1.0, "unit": "relative"}, "segmentation": {}},
-    "sampler": {"steps": 30, "shift": 3.0, "cfg_text": 4.0, "cfg_img": 2.0, "interval": [0.4, 1.0], "renorm": "global", "renorm_min": 0.0},
+    "opening": {"perceive": "<answer>"}, # a turn put before the model's own, by mode
+    "prefix": {}, # how the model's last turn is made to begin, by mode
+    "modalities": {"depth": {"near": 0.0, "far": 1.0, "unit": "relative"}, "segmentation": {}}, # in the order in which 'perceive' draws them
+    "sampler": {"num_timesteps": 30, "shift": 3.0, "cfg_text": 4.0, "cfg_img": 2.0, "interval": [0.4, 1.0], "renorm": "global", "renorm_min": 0.0},
 }
 
 # %% ../../nbs/05_processor.ipynb #d4df2fba
 TINY_PROTOCOL = {
     "system": {"direct": "Answer.", "reason": "Think.", "perceive": "Perceive.", "cooperate": "Cooperate."},
     "views": {mode: ["clean", "vision"] for mode in MODES},
-    "drawn": ["vision"],
     "reflection": "Look at the map.",
     "max_turns": 3,
     "max_new_tokens": 160,
-    "perceive": {"draw": ["depth", "segmentation"], "opening": None},
+    "opening": {},
+    "prefix": {},
     "modalities": {"depth": {"near": 0.0, "far": 12.0}, "segmentation": {}},
-    "sampler": {"steps": 10, "shift": 1.0, "cfg_text": 1.0, "cfg_img": 1.0, "interval": [0.4, 1.0], "renorm": "global", "renorm_min": 0.0},
+    "sampler": {"num_timesteps": 10, "shift": 1.0, "cfg_text": 1.0, "cfg_img": 1.0, "interval": [0.4, 1.0], "renorm": "global", "renorm_min": 0.0},
 }
 
 def tiny_protocol(
@@ -162,14 +162,16 @@ def check_protocol(protocol: dict) -> dict:
     missing += [f"{k}.{m}" for k in ("system", "views") for m in MODES if k in protocol and m not in protocol[k]]
     missing += [f"sampler.{k}" for k in RELEASED_PROTOCOL["sampler"] if "sampler" in protocol and k not in protocol["sampler"]]
     if missing: raise ValueError(f"protocol lacks {', '.join(missing)}")
-    for place, views in [(f"views.{m}", protocol["views"][m]) for m in MODES] + [("drawn", protocol["drawn"])]:
-        if not views or set(views) - {"clean", "vision"}: raise ValueError(f"protocol: '{place}' is {views!r}; expected some of 'clean', 'vision'")
-    for name in (*protocol["modalities"], *protocol["perceive"]["draw"]):
+    for place, views in protocol["views"].items():
+        if not views or set(views) - {"clean", "vision"}:
+            raise ValueError(f"protocol: 'views.{place}' is {views!r}; expected some of 'clean', 'vision'")
+    for name in protocol["modalities"]:
         if name not in MODALITIES: raise ValueError(f"protocol: modality {name!r} is unknown; expected one of {', '.join(MODALITIES)}")
     return protocol
 
 # %% ../../nbs/05_processor.ipynb #e6f31715
-TOKENS = {"bos": "<|im_start|>", "eos": "<|im_end|>", "start_of_image": "<|vision_start|>", "end_of_image": "<|vision_end|>"} # names in Qwen's vocabulary
+TOKENS = {"bos_id": "<|im_start|>", "eos_id": "<|im_end|>", # names in Qwen's vocabulary
+          "start_of_image": "<|vision_start|>", "end_of_image": "<|vision_end|>"}
 
 class CooperProcessor(ProcessorMixin):
     "Pictures and words to sequences, ids to words. `save_pretrained`, `from_pretrained` and `AutoProcessor` work."
@@ -184,18 +186,26 @@ class CooperProcessor(ProcessorMixin):
         self.clean, self.vision = list(clean), list(vision)
         vocabulary = tokenizer.get_vocab()
         missing = [t for t in TOKENS.values() if t not in vocabulary]
-        if missing: raise ValueError(f"the tokenizer of {len(vocabulary)} tokens lacks {', '.join(missing)}; expected Qwen2's, or one from `train_tokenizer`")
+        if missing: raise ValueError(f"the tokenizer of {len(vocabulary)} tokens lacks {', '.join(missing)}; "
+                                     "expected Qwen2's, or one from `train_tokenizer`")
         for name, token in TOKENS.items(): setattr(self, name, vocabulary[token])
         super().__init__(tokenizer, chat_template=chat_template)
     @property
     def vocabulary(self) -> int:
         "How many ids may be sampled: the tokenizer's, not the padded table's."
         return len(self.tokenizer)
+    @property
+    def views(self) -> list:
+        "How pictures of a cooperative context are seen."
+        return self.protocol["views"]["cooperate"]
+    def to_picture(self, pixels) -> Image.Image:
+        "Decoder output (3, H, W) as a picture."
+        return decoded_picture(pixels)
     def decode(self, ids, **kwargs) -> str:
         "Text of a turn: what stands between begin and end."
         ids = [int(i) for i in ids]
-        if ids[:1] == [self.bos]: ids = ids[1:]
-        if self.eos in ids: ids = ids[:ids.index(self.eos)]
+        if ids[:1] == [self.bos_id]: ids = ids[1:]
+        if self.eos_id in ids: ids = ids[:ids.index(self.eos_id)]
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 # %% ../../nbs/05_processor.ipynb #b6808eae
@@ -209,14 +219,19 @@ def text(self: CooperProcessor,
 ) -> TextSegment:
     "A turn of text as the model reads it."
     parts = [(parts, learn)] if isinstance(parts, str) else list(parts)
-    ids, flags = [self.bos], [False]
+    ids, flags = [self.bos_id], [False]
     for part, learned in parts:
         new = self.tokenizer.encode(part, add_special_tokens=False)
         ids += new; flags += [bool(learned)] * len(new)
-    if not open: ids.append(self.eos); flags.append(bool(parts and parts[-1][1]))
+    if not open: ids.append(self.eos_id); flags.append(bool(parts and parts[-1][1]))
     return TextSegment(tuple(ids), tuple(flags))
 
 # %% ../../nbs/05_processor.ipynb #dc9b1f0a
+@patch
+def open(self: CooperProcessor, picture) -> Image.Image:
+    "A picture or a file in RGB; ValueError names the file it cannot read."
+    return read_picture(picture)
+
 @patch
 def fit(self: CooperProcessor, picture) -> Image.Image:
     "The picture (or file) in RGB, at the size in which the model draws."
@@ -275,14 +290,15 @@ def train_tokenizer(
     import re
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
-    special, single = [*TOKENS.values(), "<|endoftext|>"], atoms()
+    special, single, to_bytes = [*TOKENS.values(), "<|endoftext|>"], atoms(), pre_tokenizers.ByteLevel(False, use_regex=False)
     need = 256 + len(special) + len(single)
-    if vocab_size < need: raise ValueError(f"vocab_size is {vocab_size}; expected at least {need} (256 bytes, {len(special)} special tokens, {len(single)} tags)")
+    if vocab_size < need: raise ValueError(f"vocab_size is {vocab_size}; expected at least {need}: 256 bytes, "
+                                           f"{len(special)} special tokens, {len(single)} tags")
     t = Tokenizer(models.BPE())
-    t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)])
+    t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated"), to_bytes])
     t.decoder = decoders.ByteLevel()
     cut = re.compile("|".join(map(re.escape, single)))
     t.train_from_iterator((part for text in texts for part in cut.split(text) if part), trainers.BpeTrainer(vocab_size=vocab_size - len(single),
         min_frequency=2, special_tokens=special, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False))
     t.add_tokens([AddedToken(x, normalized=False) for x in single])
-    return PreTrainedTokenizerFast(tokenizer_object=t, eos_token=TOKENS["eos"], pad_token=special[-1], clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(tokenizer_object=t, eos_token=TOKENS["eos_id"], pad_token=special[-1], clean_up_tokenization_spaces=False)
