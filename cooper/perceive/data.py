@@ -23,6 +23,7 @@ class AmgRow:
     depth: Path|None = None
     seg: Path|None = None
     data_idx: int|None = None
+    def __repr__(self): return f"AmgRow({self.data_id}: " + ", ".join(f"{p.parent.name}/{p.name}" for p in (self.rgb, self.depth, self.seg) if p) + ")"
     def picture(self) -> Image.Image: # RGB
         return _opened(self.rgb, "rgb_image").convert("RGB")
 
