@@ -1,0 +1,190 @@
+"""Questions are right and unambiguous, solutions follow the protocol, and a broken row is named with file, line and field."""
+import base64, json, re
+from dataclasses import replace
+import numpy as np, pytest
+from PIL import Image
+from cooper.core import resolve
+from cooper.model.modalities import modality
+from cooper.reason.data import (COUNTS, FLAGS, FLIPPABLE, KINDS, MARGIN, MODES, Question, RATIO, ScenePictures, chain, chance_level, check_sft, decode_picture,
+    encode_picture, measure, name, questions, read_rl, read_sft, referable, rl_question, rl_row, sft_rows, solution, tools, write_rl, write_sft)
+
+def some_room(seed):
+    "Facts of a made-up scene: random places, colours, shapes and sizes."
+    rng = np.random.default_rng(seed)
+    def thing(i):
+        u, x, y, z = rng.uniform(.05, .95), *rng.uniform(-3, 3, 3)
+        return dict(id=i, shape=str(rng.choice(["cube", "ball", "cylinder"])), colour=str(rng.choice(["red", "blue", "green", "gray"])), size="small",
+            material="rubber", radius_m=float(rng.choice([.42, .45, .8, .88])), position_m=[x, y, z], pixel=[u, .5], depth_m=float(rng.uniform(3, 10)),
+            visible_pixels=int(rng.choice([10, 300], p=[.1, .9])), bbox=[0, 0, 1, 1])
+    return dict(scene_id=f"made-{seed:06d}", image="rgb/000000.png", seed=seed, split="made", camera={}, objects=[thing(i + 1) for i in range(rng.integers(0, 7))])
+
+ROOMS = [some_room(i) for i in range(200)]
+def provider(kind, size=64): return Image.new("RGB", (size, size), {"rgb": (9, 9, 9), "depth": (99, 99, 99), "segmentation": (255, 0, 0)}[kind])
+PROTOCOL = dict(system={m: f"Mode {m}." for m in MODES}, reflection="\nLook.\n")
+
+def truth(q, facts):
+    "The answer worked out a second time, from the words alone."
+    things = {name(o): o for o in referable(facts)}
+    if q.kind == "count":
+        what = re.fullmatch(r"How many (.*) are there\?", q.question)[1]
+        fits = lambda o: what == "objects" or what in (o["shape"] + "s", o["colour"] + " objects")
+        return str(sum(map(fits, facts["objects"])))
+    if q.kind == "relation":
+        a, b = re.fullmatch(r"Is the (.*) left or right of the (.*)\?", q.question).groups()
+        return "left" if things[a]["pixel"][0] < things[b]["pixel"][0] else "right"
+    word, ref, a, b = re.fullmatch(r"Which is (\w+)(?: (?:to|from) the (.*?))?, the (.*) or the (.*)\?", q.question).groups()
+    size = {"depth": lambda o: o["depth_m"], "size": lambda o: o["radius_m"],
+        "distance": lambda o: np.linalg.norm(np.subtract(o["position_m"], things[ref]["position_m"]))if ref in things else None}[q.kind]
+    return (min if word in ("closer", "nearer", "smaller") else max)((a, b), key=lambda n: size(things[n]))
+
+@pytest.mark.parametrize("polarity", ["plain", "flipped"])
+def test_answers_are_right_and_clear(polarity):
+    seen = set()
+    for facts in ROOMS:
+        for q in questions(facts, 0, 60, polarity=polarity):
+            seen.add(q.kind)
+            assert q.answer in q.choices and q.answer == truth(q, facts) and q.chance == 1/len(q.choices)
+            if q.kind == "count": continue
+            things = [{o["id"]: o for o in facts["objects"]}[i] for i in q.objects]
+            x, y = (measure(q.kind, o, things[0]) for o in things[-2:])
+            assert abs(x - y) >= MARGIN.get(q.kind, 0) and max(x, y) >= RATIO.get(q.kind, 0)*min(x, y)
+            assert all(o["visible_pixels"] >= 40 and [name(p) for p in facts["objects"]].count(name(o)) == 1 for o in things)
+    assert seen == set(KINDS if polarity == "plain" else FLIPPABLE)
+
+def test_same_seed_same_questions_and_ids_are_unique():
+    for facts in ROOMS[:30]:
+        asked = questions(facts, 3, 40)
+        assert asked == questions(json.loads(json.dumps(facts)), 3, 40)
+        assert len({q.data_id for q in asked}) == len(asked) == len({q.question for q in asked})
+    assert any(questions(f, 1, 5) != questions(f, 2, 5) for f in ROOMS[:10])
+
+def test_known_questions_of_a_seed():   # would change if the random stream or the wording did: then shipped data changes too
+    room = some_room(5)
+    assert [q.data_id.removeprefix("made-000005-") for q in questions(room, 0, 5)] == [
+        "relation-fbf876", "depth-b7e5a5", "count-8ede28", "distance-705f88", "size-2b6bde"]
+    assert questions(dict(room, objects=[]), 0, 5)[0].answer == "0"
+
+def test_answers_are_balanced():
+    asked = [q for f in ROOMS for q in questions(f, 0, 10)]
+    level = chance_level(asked)
+    for kind in KINDS[1:]: assert level[kind]["majority"] < .6 and level[kind]["uniform"] == .5
+    assert level["count"]["majority"] < .4 and level["all"]["n"] == len(asked)
+    assert level["all"]["chance"] >= level["all"]["majority"]
+
+def test_chance_from_a_reference_set():
+    q = lambda a: Question("relation", "?", a, .5, ("left", "right"), (1, 2), "x", a, "boundary")
+    assert chance_level([q("left")]*3 + [q("right")], reference=[q("right")]*2)["relation"] == dict(n=4, uniform=.5, majority=.25, chance=.5)
+    assert chance_level([])["all"]["n"] == 0
+
+def test_no_more_than_there_is_to_ask():
+    assert len(questions(dict(ROOMS[0], objects=[]), 0, 5)) == 1   # an empty room can only be counted
+    assert all(len(questions(f, 0, 3)) <= 3 for f in ROOMS)
+
+TURN = re.compile(r"<think>.+</think>\n(<answer>\\boxed\{[^}]+\}</answer>|<depth-estimation>.+</depth-estimation>|<segmentation>.+</segmentation>)", re.S)
+@pytest.mark.parametrize("mode", MODES)
+def test_solutions_follow_the_protocol(mode):
+    for facts in ROOMS[:40]:
+        for q in questions(facts, 0, 5):
+            items = solution(q, facts, mode, provider, PROTOCOL)
+            check_sft(dict(interleaved_reason=items))
+            assert [i["value"] for i in items if i["type"] == "text"][:2] == [f"Mode {mode}.", q.question]
+            assert [i["need_loss"] for i in items[:3]] == ["false"]*3 and items[1]["type"] == "image"
+            assert items[-1]["value"].endswith(f"\\boxed{{{q.answer}}}</answer>")
+            written = [i for i in items if i["type"] == "text" and i["need_loss"] == "true"]
+            if mode in ("reason", "cooperate"): assert all(TURN.fullmatch(i["value"]) for i in written)
+            if mode == "direct": assert len(items) == 4 and written[0]["value"] == f"<answer>\\boxed{{{q.answer}}}</answer>"
+            if mode == "perceive":
+                assert [i.get("modality") for i in items] == [None, None, None, None, "depth", None, "segmentation", None]
+                assert [i["need_loss"] for i in items[3:]] == ["false", "true"]*2 + ["true"] and items[-1]["prefix"] == "<answer>"
+            if mode == "cooperate":
+                drawn = [i["modality"] for i in items if "modality" in i]
+                assert tuple(drawn) == tools(q) and len(written) == len(drawn) + 1
+                for n, i in enumerate(items):
+                    if "modality" in i:
+                        assert items[n-1]["value"].endswith(modality(i["modality"]).request) and items[n+1]["value"] == PROTOCOL["reflection"]
+
+def test_chain_states_the_answer_by_its_numbers():
+    for facts in ROOMS:
+        for polarity in ("plain", "flipped"):
+            for q in questions(facts, 0, 60, polarity=polarity):
+                text = chain(q, facts)
+                if q.kind == "count": assert text.endswith(f" {q.answer}.") and (q.answer != "0" or text == "none. 0."); continue
+                a, x, b, y, picked, word = re.fullmatch(r"(.+): ([\d.]+)(?: m)?, (.+): ([\d.]+)(?: m)?\. ([\d.]+) is (less|more)\.", text).groups()
+                assert float(picked) == (min if word == "less" else max)(float(x), float(y)) and x != y
+                if q.kind == "relation": assert (word == "less") == (q.answer == "left") and picked == x
+                else: assert q.answer == (a if picked == x else b)
+
+def test_share_of_tools():
+    base = questions(ROOMS[1], 0, 1)[0]
+    qs = lambda kind: [replace(base, kind=kind, data_id=f"{kind}{i}") for i in range(500)]
+    assert all(tools(q, no_tool=0) == ("segmentation",) for q in qs("count")) and all(tools(q, no_tool=1) == () for q in qs("relation"))
+    assert all(tools(q, both_tools=0) == ("depth",) for q in qs("size")) and all(tools(q) == ("depth",) for q in qs("depth"))
+    assert [tools(q, seed=1) for q in qs("count")] == [tools(q, seed=1) for q in qs("count")] != [tools(q, seed=2) for q in qs("count")]
+
+def test_pictures_of_a_scene():
+    folder = resolve("data/scenes")/"test"
+    facts = json.loads((folder/"scenes.jsonl").read_text().splitlines()[0])
+    pictures = ScenePictures(folder, facts, dict(modalities=dict(depth=dict(near=0., far=12.))))
+    o = facts["objects"][0]
+    x, y = (int(v*64) for v in o["pixel"])
+    assert pictures("rgb", 64).size == (64, 64) and pictures("rgb", 64) is pictures("rgb", 64)
+    assert abs(np.asarray(pictures("depth", 64))[y, x, 0]/255*12 - o["depth_m"]) < 1.
+    palette = {tuple(c) for c in np.asarray(pictures("segmentation", 64)).reshape(-1, 3)}
+    assert palette <= {tuple(c) for c in np.asarray(Image.open(folder/"seg"/"000000.png").convert("RGB")).reshape(-1, 3)}
+
+GOOD = dict(interleaved_reason=[dict(type="text", value="?", need_loss="false"), dict(type="image", value=encode_picture(provider("rgb", 8)), need_loss="false"),
+    dict(type="text", value="!", need_loss="true")])
+def broken(n, **change):
+    items = [dict(i) for i in GOOD["interleaved_reason"]]
+    for k, v in change.items():
+        if v is ...: del items[n][k]
+        else: items[n][k] = v
+    return dict(interleaved_reason=items)
+NOT_A_PICTURE = base64.b64encode(b"no picture at all").decode()
+
+@pytest.mark.parametrize("row,words", [
+    ({}, "'interleaved_reason' is missing"), (dict(interleaved_reason="x"), "expected a list"), (dict(interleaved_reason=[3]), "item 0 .*expected an object"),
+    (broken(0, value=...), "item 0 .*'value' is missing"), (broken(0, need_loss=True), "'need_loss' is True; expected a string"),
+    (broken(0, need_loss="yes"), "'need_loss' is 'yes'; expected one of true, false"), (broken(1, value="@@@"), "item 1 .*'value' is not base64"),
+    (broken(1, value=NOT_A_PICTURE), "item 1 .*no readable picture"), (broken(1, need_loss="true"), "'modality' is missing"),
+    (broken(1, need_loss="true", modality="smell"), "'modality' is 'smell'; expected one of depth"), (broken(0, prefix="<"), "'prefix'"),
+    (broken(2, need_loss="false"), "nothing to learn"), ("text", "expected an object|is a str")])
+def test_bad_supervised_rows_are_named(tmp_path, row, words):
+    path = tmp_path/"sft.jsonl"
+    path.write_text(json.dumps(GOOD) + "\n\n" + json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=rf"sft\.jsonl:3: .*({words})"): read_sft(path)
+    with pytest.warns(UserWarning, match="kept 1 rows, skipped 1"): rows = read_sft(path, on_bad="skip")
+    assert list(rows) == [GOOD] and len(rows.skipped) == 1 and "sft.jsonl:3" in rows.skipped[0] and rows.skipped.kept == 1
+
+def test_bad_rows_are_not_written(tmp_path):
+    with pytest.raises(ValueError, match="out.jsonl:2: .*need_loss"): write_sft(tmp_path/"out.jsonl", [GOOD, broken(0, need_loss=1)])
+    assert list(tmp_path.iterdir()) == []
+
+RL = dict(question="?", answer="2", image="a.png", data_id="x")
+@pytest.mark.parametrize("change,words", [(dict(flag="postive"), "'flag' is 'postive'; expected one of positive, negative, boundary"), (dict(answer=2), "'answer' is 2; expected a string"),
+    (dict(data_id=...), "'data_id' is missing"), (dict(image="gone.png"), "'image' is 'gone.png'.*No such file"), (dict(image="junk.png"), "'image' is 'junk.png'.*cannot identify")])
+def test_bad_rl_rows_are_named(tmp_path, change, words):
+    provider("rgb", 8).save(tmp_path/"a.png"); (tmp_path/"junk.png").write_text("no picture")
+    bad = {k: v for k, v in (RL | change).items() if v is not ...}
+    (tmp_path/"rl.jsonl").write_text(json.dumps(RL) + "\n" + json.dumps(bad) + "\n")
+    with pytest.raises(ValueError, match=rf"rl\.jsonl:2: .*{words}"): read_rl(tmp_path/"rl.jsonl", images=tmp_path)
+    with pytest.warns(UserWarning): assert read_rl(tmp_path/"rl.jsonl", images=tmp_path, on_bad="skip") == [RL | dict(flag="boundary")]
+
+def test_bad_json_and_missing_file(tmp_path):
+    (tmp_path/"rl.jsonl").write_text(json.dumps(RL) + "\n{oops\n")
+    with pytest.raises(ValueError, match=r"rl\.jsonl:2: "): read_rl(tmp_path/"rl.jsonl")
+    for how in ("raise", "skip"):
+        with pytest.raises(FileNotFoundError, match="none.jsonl"): read_rl(tmp_path/"none.jsonl", on_bad=how)
+    with pytest.raises(ValueError, match="on_bad is 'ignore'"): read_rl(tmp_path/"rl.jsonl", on_bad="ignore")
+
+def test_rl_rows_keep_the_question(tmp_path):
+    asked = questions(ROOMS[3], 0, 5)
+    rows = read_rl(write_rl(tmp_path/"rl.jsonl", asked))
+    assert [rl_question(r) for r in rows] == asked and all(r["flag"] in FLAGS and r["scene_id"] == ROOMS[3]["scene_id"] for r in rows)
+    assert rl_question(RL).flag == "boundary"
+
+def test_rows_of_a_split():
+    rows = list(sft_rows(resolve("data/scenes")/"test", scenes=2, per_scene=2, protocol=PROTOCOL))
+    assert len(rows) == 2*2*len(MODES) and {r["mode"] for r in rows} == set(MODES)
+    for r in rows: check_sft(r)
+    assert decode_picture(rows[0]["interleaved_reason"][1]["value"]).size == (64, 64)
