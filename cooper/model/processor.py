@@ -139,7 +139,7 @@ TINY_PROTOCOL = {
     "max_turns": 3,
     "max_new_tokens": 160,
     "opening": {},
-    "prefix": {},
+    "prefix": {"perceive": "<answer>"},
     "modalities": {"depth": {"near": 0.0, "far": 12.0}, "segmentation": {}},
     "sampler": {"num_timesteps": 10, "shift": 1.0, "cfg_text": 1.0, "cfg_img": 1.0, "interval": [0.4, 1.0], "renorm": "global", "renorm_min": 0.0},
 }
