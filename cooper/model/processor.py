@@ -170,7 +170,7 @@ def check_protocol(protocol: dict) -> dict:
     return protocol
 
 # %% ../../nbs/05_processor.ipynb #e6f31715
-TOKENS = {"bos_id": "<|im_start|>", "eos_id": "<|im_end|>", # names in Qwen's vocabulary
+TOKENS = {"bos": "<|im_start|>", "eos": "<|im_end|>", # names in Qwen's vocabulary
           "start_of_image": "<|vision_start|>", "end_of_image": "<|vision_end|>"}
 
 class CooperProcessor(ProcessorMixin):
@@ -204,8 +204,8 @@ class CooperProcessor(ProcessorMixin):
     def decode(self, ids, **kwargs) -> str:
         "Text of a turn: what stands between begin and end."
         ids = [int(i) for i in ids]
-        if ids[:1] == [self.bos_id]: ids = ids[1:]
-        if self.eos_id in ids: ids = ids[:ids.index(self.eos_id)]
+        if ids[:1] == [self.bos]: ids = ids[1:]
+        if self.eos in ids: ids = ids[:ids.index(self.eos)]
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 # %% ../../nbs/05_processor.ipynb #b6808eae
@@ -219,11 +219,11 @@ def text(self: CooperProcessor,
 ) -> TextSegment:
     "A turn of text as the model reads it."
     parts = [(parts, learn)] if isinstance(parts, str) else list(parts)
-    ids, flags = [self.bos_id], [False]
+    ids, flags = [self.bos], [False]
     for part, learned in parts:
         new = self.tokenizer.encode(part, add_special_tokens=False)
         ids += new; flags += [bool(learned)] * len(new)
-    if not open: ids.append(self.eos_id); flags.append(bool(parts and parts[-1][1]))
+    if not open: ids.append(self.eos); flags.append(bool(parts and parts[-1][1]))
     return TextSegment(tuple(ids), tuple(flags))
 
 # %% ../../nbs/05_processor.ipynb #dc9b1f0a
@@ -301,4 +301,4 @@ def train_tokenizer(
     t.train_from_iterator((part for text in texts for part in cut.split(text) if part), trainers.BpeTrainer(vocab_size=vocab_size - len(single),
         min_frequency=2, special_tokens=special, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False))
     t.add_tokens([AddedToken(x, normalized=False) for x in single])
-    return PreTrainedTokenizerFast(tokenizer_object=t, eos_token=TOKENS["eos_id"], pad_token=special[-1], clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(tokenizer_object=t, eos_token=TOKENS["eos"], pad_token=special[-1], clean_up_tokenization_spaces=False)
