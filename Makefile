@@ -31,10 +31,10 @@ pytest: $(STAMP) notebooks
 runs: $(STAMP) pytest
 	$(PY) tests/run_notebooks.py --out outputs/test
 
-# The home page is nbs/index.ipynb; its links are seen from nbs/, those of the README from the root.
+# The home page is nbs/index.ipynb; its links are seen from nbs/, those of the README from the root. Cleaning drops the language, awk gives it back.
 readme: $(STAMP)
 	$(PY) -m nbconvert --to markdown --log-level WARN --stdout --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags hide \
-		--TemplateExporter.exclude_output=True nbs/index.ipynb | sed 's#](\.\./#](#g' > $(README)
+		--TemplateExporter.exclude_output=True nbs/index.ipynb | sed 's#](\.\./#](#g' | awk '/^```$$/ && ++fence % 2 {$$0 = "```python"} 1' > $(README)
 
 install: $(STAMP)
 
