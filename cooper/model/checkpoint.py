@@ -64,8 +64,9 @@ def released_config(folder: Path, tables: dict, start_of_image: int, end_of_imag
     vae = read_json(folder / "vae_config.json") if _has(folder, "vae_config.json") else None
     keep = {k: extra[k] for k in ("latent_patch_size", "connector_act", "interpolate_pos", "timestep_shift", *TABLES) if k in extra}
     keep |= {k: math.isqrt(len(tables[name])) for k, name in TABLES.items() if name in tables}
-    return CooperConfig(_only(Qwen2Config, read_json(folder / "llm_config.json")), _only(SiglipVisionConfig, vit), vae and released_vae(vae),
-                        start_of_image=start_of_image, end_of_image=end_of_image, protocol=protocol, **keep)
+    text = {"rope_theta": 1e6, "rms_norm_eps": 1e-6} | read_json(folder / "llm_config.json")
+    return CooperConfig(_only(Qwen2Config, text), _only(SiglipVisionConfig, vit), vae and released_vae(vae), start_of_image=start_of_image,
+                        end_of_image=end_of_image, protocol=protocol, **keep)
 
 def released_vae(c: dict) -> dict:
     "Arguments of diffusers' `AutoencoderKL` from the hyper-parameters of the FLUX autoencoder."
