@@ -132,7 +132,7 @@ from fastcore.basics import patch
 @patch
 def format_fault(self: Trace, mode: str | None = None) -> str:
     "What is wrong with the form of the trace; '' when nothing is."
-    mode, steps = mode or self.mode, [s for s in self.written if not s.sampled or any(s.sampled)] # forced requests are not the model's
+    mode, steps = mode or self.mode, [s for s in self.written if not s.ids or any(s.sampled)] # a turn of given ids is not the model's
     if mode not in ("direct", "reason", "perceive", "cooperate"):
         raise ValueError(f"mode {mode!r} is unknown; expected direct, reason, perceive or cooperate")
     if not steps: return "nothing was written"
