@@ -10,6 +10,8 @@ from pathlib import Path
 from house import NOTEBOOKS, ROOT, RUN
 
 SMALLEST = { # notebook -> parameters that let it run in about a minute on two cores; `out` is added
+    "40_eval": dict(questions=5, perception_scenes=2, modes="direct,cooperate", cases=1, batch_size=8),
+    "60_tour": dict(),
 }
 
 
