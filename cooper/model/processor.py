@@ -134,7 +134,7 @@ RELEASED_PROTOCOL = {
 # %% ../../nbs/05_processor.ipynb #d4df2fba
 TINY_PROTOCOL = {
     "system": {"direct": "Answer.", "reason": "Think.", "perceive": "Perceive.", "cooperate": "Cooperate."},
-    "views": {mode: ["clean", "vision"] for mode in MODES},
+    "views": {"direct": ["vision"], "reason": ["vision"], "perceive": ["clean", "vision"], "cooperate": ["clean", "vision"]},
     "reflection": "Look at the map.",
     "max_turns": 3,
     "max_new_tokens": 160,
