@@ -156,3 +156,8 @@ def test_requirements_are_pinned():
     for text in (config["DEFAULT"]["requirements"] + " " + config["DEFAULT"]["dev_requirements"]).split():
         r = Requirement(text)
         assert r.specifier.contains(pins[canonicalize_name(r.name)]), f"{text} against {pins[canonicalize_name(r.name)]}"
+
+
+def test_a_run_notebook_that_nobody_runs_is_an_error(tmp_path):
+    from run_notebooks import parameters
+    with pytest.raises(KeyError, match="99_new.ipynb is a RUN notebook without an entry"): parameters("99_new", tmp_path)
