@@ -23,7 +23,8 @@ def routed(und: nn.Module, gen: nn.Module, x_ND: Tensor, n_und: int) -> Tensor:
     "Apply `und` to the first `n_und` tokens and `gen` to the others."
     if n_und == len(x_ND): return und(x_ND)
     if n_und == 0: return gen(x_ND)
-    return torch.cat([und(x_ND[:n_und]), gen(x_ND[n_und:])])
+    a, b = x_ND.split([n_und, len(x_ND) - n_und])
+    return torch.cat([und(a), gen(b)])
 
 # %% ../../nbs/03_transformer.ipynb #32b4a537
 @dataclass
@@ -51,6 +52,25 @@ def rotary(positions: Tensor, dim: int, theta: float) -> tuple[Tensor, Tensor]:
     return angles.cos(), angles.sin()
 
 # %% ../../nbs/03_transformer.ipynb #7a906b8a
+class _IntoRows(torch.autograd.Function):
+    "Tokens (N, ...) to padded rows (B * L, ...)."
+    @staticmethod
+    def forward(ctx, x, to_rows, from_rows):
+        ctx.save_for_backward(from_rows)
+        return x.index_select(0, to_rows)
+    @staticmethod
+    def backward(ctx, grad): return grad.index_select(0, ctx.saved_tensors[0]), None, None # rows of padding have no gradient: nothing reads them
+
+class _OutOfRows(torch.autograd.Function):
+    "Padded rows (B * L, ...) to tokens (N, ...)."
+    @staticmethod
+    def forward(ctx, x, from_rows):
+        ctx.save_for_backward(from_rows); ctx.rows = len(x)
+        return x.index_select(0, from_rows)
+    @staticmethod
+    def backward(ctx, grad): return grad.new_zeros(ctx.rows, *grad.shape[1:]).index_copy_(0, ctx.saved_tensors[0], grad), None
+
+# %% ../../nbs/03_transformer.ipynb #7008bbde
 class Cache:
     "Keys and values of several sequences, one slot each. Grows when it must."
     def __init__(self, config: Qwen2Config, slots: int, capacity: int = 256, device="cpu", dtype=torch.float32):
@@ -78,7 +98,7 @@ class Cache:
         self.values[layer][slots, :, at] = v_BHLd.transpose(1, 2).to(self.values[layer].dtype)
         return self.keys[layer][plan.slots, :, :plan.keys], self.values[layer][plan.slots, :, :plan.keys]
 
-# %% ../../nbs/03_transformer.ipynb #8e51add0
+# %% ../../nbs/03_transformer.ipynb #2e1ac3a0
 def _with_cache(mask: Tensor, starts: Tensor, lengths: Tensor, keys: int) -> Tensor:
     B, L, _ = mask.shape
     column = torch.arange(keys, device=mask.device)[None]
@@ -117,7 +137,7 @@ def rope_theta(config) -> float:
     p = getattr(config, "rope_parameters", None) or {}
     return p.get("rope_theta", getattr(config, "rope_theta", 10_000.0))
 
-# %% ../../nbs/03_transformer.ipynb #2e1ac3a0
+# %% ../../nbs/03_transformer.ipynb #3d9bbd48
 class TwoExpertAttention(nn.Module):
     "Shared attention; each expert has its own projections and norms."
     def __init__(self, config: Qwen2Config, layer: int):
@@ -137,14 +157,14 @@ class TwoExpertAttention(nn.Module):
         q, k, v = (self.expert(f"{p}_proj", x_ND, n).view(len(x_ND), -1, self.dim) for p in "qkv")
         q, k = self.expert("q_norm", q, n), self.expert("k_norm", k, n)
         q, k = (t.to(v.dtype) for t in apply_rotary_pos_emb(q, k, plan.cos, plan.sin, unsqueeze_dim=1))
-        q, k, v = (torch.index_select(t, 0, plan.to_rows).view(B, L, -1, self.dim).transpose(1, 2) for t in (q, k, v))
+        q, k, v = (_IntoRows.apply(t, plan.to_rows, plan.from_rows).view(B, L, -1, self.dim).transpose(1, 2) for t in (q, k, v))
         if cache is not None: k, v = cache.update(self.layer, plan, k, v)
         if self.heads > self.kv_heads: k, v = (t.repeat_interleave(self.heads // self.kv_heads, 1) for t in (k, v))
         out = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=plan.mask)
-        out = torch.index_select(out.transpose(1, 2).reshape(B * L, -1), 0, plan.from_rows)
+        out = _OutOfRows.apply(out.transpose(1, 2).reshape(B * L, -1), plan.from_rows)
         return self.expert("o_proj", out, n)
 
-# %% ../../nbs/03_transformer.ipynb #a60e5d16
+# %% ../../nbs/03_transformer.ipynb #a1440b88
 class TwoExpertLayer(GradientCheckpointingLayer):
     "A Qwen2 layer with two experts."
     def __init__(self, config: Qwen2Config, layer: int):
@@ -161,7 +181,7 @@ class TwoExpertLayer(GradientCheckpointingLayer):
         x_ND = x_ND + self.self_attn(self.expert("input_layernorm", x_ND, plan.n_und), plan, cache)
         return x_ND + self.expert("mlp", self.expert("post_attention_layernorm", x_ND, plan.n_und), plan.n_und)
 
-# %% ../../nbs/03_transformer.ipynb #a1440b88
+# %% ../../nbs/03_transformer.ipynb #c2e1b42f
 BACKENDS = ("sdpa",)
 
 class TwoExpertModel(nn.Module):
