@@ -6,7 +6,7 @@ from PIL import Image
 from cooper.core import resolve
 from cooper.model.modalities import modality
 from cooper.reason.data import (COUNTS, FLAGS, FLIPPABLE, KINDS, MARGIN, MODES, Question, RATIO, ScenePictures, chain, chance_level, check_sft, decode_picture,
-    encode_picture, measure, name, questions, read_rl, read_sft, referable, rl_question, rl_row, sft_rows, solution, tools, write_rl, write_sft)
+    encode_picture, measure, name, questions, read_rl, read_sft, referable, rl_question, rl_row, sft_rows, solution, tools, vocabulary_texts, write_rl, write_sft)
 
 def some_room(seed):
     "Facts of a made-up scene: random places, colours, shapes and sizes."
@@ -188,3 +188,9 @@ def test_rows_of_a_split():
     assert len(rows) == 2*2*len(MODES) and {r["mode"] for r in rows} == set(MODES)
     for r in rows: check_sft(r)
     assert decode_picture(rows[0]["interleaved_reason"][1]["value"]).size == (64, 64)
+
+def test_texts_for_a_tokenizer():
+    texts = vocabulary_texts(resolve("data/scenes")/"test", scenes=5)
+    words = " ".join(texts)
+    assert texts == vocabulary_texts(resolve("data/scenes")/"test", scenes=5) and all(isinstance(t, str) for t in texts)
+    assert all(w in words for w in ("purple cylinder", "farther from the camera", "<think>", "</depth-estimation>", "\\boxed{", "How many", "left or right"))

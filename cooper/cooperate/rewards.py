@@ -88,7 +88,8 @@ def cooperation(
     few, many = count < fraction*size - 1e-9, count > fraction*size + 1e-9
     value = bonus if few and flag == "positive" else -penalty if many and flag == "negative" else 0.
     share = f"{count} of {size} did, {'fewer than' if few else 'more than' if many else 'just'} {fraction*size:g}; the row is {flag}"
-    return [NO_TRACE if t is None else Verdict(value, f"used a tool; {share}") if u else Verdict(0., f"used no tool; {share}") for t, u in zip(traces, used)]
+    drew, none = Verdict(value, f"used a tool; {share}"), Verdict(0., f"used no tool; {share}")
+    return [NO_TRACE if t is None else drew if u else none for t, u in zip(traces, used)]
 
 # %% ../../nbs/31_rewards.ipynb #7344e839
 class RewardTable:
@@ -96,13 +97,16 @@ class RewardTable:
     def __init__(self, traces, columns: dict):   # name of a reward -> its verdicts
         self.traces, self.columns = traces, columns
         self.totals = [None if all(v.value is None for v in vs) else sum(v.value or 0. for v in vs) for vs in zip(*columns.values())]
-    def __repr__(self): return "\n".join(" | ".join(f"{n}: {v.value} ({v.why})" for n, v in zip(self.columns, vs)) for vs in zip(*self.columns.values()))
+    def __repr__(self):
+        return "\n".join(" | ".join(f"{n}: {v.value} ({v.why})" for n, v in zip(self.columns, vs)) for vs in zip(*self.columns.values()))
     def _cell(self, v):
         colour = "#888" if v.value is None else "#2a7" if v.value > 0 else "#c33" if v.value < 0 else "#000"
-        return f"<td style='text-align:left;max-width:15em;color:{colour}'><b>{'not judged' if v.value is None else f'{v.value:g}'}</b><br><small>{html.escape(v.why)}</small></td>"
+        value = "not judged" if v.value is None else f"{v.value:g}"
+        return f"<td style='text-align:left;max-width:15em;color:{colour}'><b>{value}</b><br><small>{html.escape(v.why)}</small></td>"
     def _repr_html_(self):
         head = "".join(f"<th style='text-align:left'>{c}</th>" for c in ("trace", *self.columns, "sum"))
-        told = lambda t: "-" if t is None else html.escape(", ".join(t.drawn) or "no map") + "<br><small>" + html.escape((t.written[-1].text if t.written else "")[:60]) + "</small>"
+        last = lambda t: html.escape((t.written[-1].text if t.written else "")[:60])
+        told = lambda t: "-" if t is None else f"{', '.join(t.drawn) or 'no map'}<br><small>{last(t)}</small>"
         rows = [f"<td style='text-align:left'>{told(t)}</td>{''.join(map(self._cell, vs))}<td>{'-' if s is None else f'{s:g}'}</td>"
                 for t, vs, s in zip(self.traces, zip(*self.columns.values()), self.totals)]
         return f"<table><tr>{head}</tr>{''.join(f'<tr>{r}</tr>' for r in rows)}</table>"
@@ -134,7 +138,8 @@ class RewardFunction:
 
     def verdicts(self, traces, **columns) -> list:
         "As a call, with the reasons."
-        if traces is None: raise ValueError(f"reward '{self.__name__}' was called without 'traces'; expected one a completion, as CooperGRPOTrainer gives them")
+        if traces is None:
+            raise ValueError(f"reward '{self.__name__}' was called without 'traces'; expected one a completion, as CooperGRPOTrainer gives them")
         rows = _rows(columns, len(traces), self.__name__)
         if self.__name__ == "format": return [format(t) for t in traces]
         if self.__name__ == "accuracy": return [accuracy(t, r, self.rel_tol) for t, r in zip(traces, rows)]
@@ -147,7 +152,9 @@ def _rows(columns, n, name):
     lists = {k: v for k, v in columns.items() if isinstance(v, (list, tuple)) and len(v) == n}
     wanted = {"accuracy": ["answer"], "cooperation": ["data_id"]}.get(name, [])
     missing = [k for k in wanted if k not in lists]
-    if missing: raise ValueError(f"reward '{name}' needs the column '{missing[0]}' with one entry for each of {n} traces; there are: {', '.join(lists) or 'none'}")
+    if missing:
+        there = ", ".join(lists) or "none"
+        raise ValueError(f"reward '{name}' needs the column '{missing[0]}' with one entry for each of {n} traces; there are: {there}")
     return [{k: v[i] for k, v in lists.items()} for i in range(n)]
 
 def _blocks(rows, size):
@@ -156,7 +163,9 @@ def _blocks(rows, size):
     blocks = [range(i, i + size) for i in range(0, len(rows), size)]
     for block in blocks:
         ids = Counter(rows[i]["data_id"] for i in block)
-        if len(ids) > 1: raise ValueError(f"traces {block[0]} to {block[-1]} hold {len(ids)} questions ({', '.join(map(str, ids))}); expected one data_id per {size} generations")
+        if len(ids) > 1:
+            there = ", ".join(map(str, ids))
+            raise ValueError(f"traces {block[0]} to {block[-1]} hold {len(ids)} questions ({there}); expected one data_id per {size} generations")
     return blocks
 
 # %% ../../nbs/31_rewards.ipynb #b9bb6d30
@@ -171,7 +180,8 @@ def as_reward_functions(
     "Rewards for TRL. ValueError for an unknown name, NotBuilt for a judge."
     names = [dict(exploration_guided="cooperation").get(n, n) for n in names]
     for name in names:
-        if name in ("judge", "llm_judge"): raise NotBuilt(f"Reward '{name}', an answer judged by a language model,", "use 'accuracy', which judges by rules")
+        if name in ("judge", "llm_judge"):
+            raise NotBuilt(f"Reward '{name}', an answer judged by a language model,", "use 'accuracy', which judges by rules")
         if name not in REWARDS: raise ValueError(f"reward {name!r} is unknown; expected some of {', '.join(REWARDS)}")
     weights = [1.]*len(names) if weights is None else list(weights)
     if len(weights) != len(names): raise ValueError(f"{len(weights)} weights for {len(names)} rewards; expected one each")

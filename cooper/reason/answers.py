@@ -215,7 +215,9 @@ def same(
     rel_tol: float=0.,      # numbers: tolerated |x - y| relative to the larger
     letters: bool=True,     # may an option be meant by its letter?
 ) -> bool:
-    "Whether two answers are the same. Symmetric for two plain answers; a sentence ('There are 2.') may be a prediction, not a truth, unless `kind` is given."
+    """Whether two answers are the same.
+
+    Symmetric for two plain answers; a sentence ('There are 2.') may be a prediction, not a truth, unless `kind` is given."""
     if prediction is None or not prediction.strip(): return False
     if choices:
         mine, right = choose(prediction, choices, letters), choose(truth, choices)

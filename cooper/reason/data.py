@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'FLIPPABLE', 'FLAGS', 'COUNTS', 'PRIOR_FLAG', 'MIN_VISIBLE',
            'subjects', 'counting', 'candidates', 'questions', 'place', 'chance_level', 'shown', 'chain',
            'encode_picture', 'decode_picture', 'ScenePictures', 'tools', 'solution', 'show_solution', 'check_sft',
            'check_rl', 'SkipReport', 'Rows', 'write_sft', 'read_sft', 'rl_row', 'rl_question', 'write_rl', 'read_rl',
-           'split_questions', 'sft_rows']
+           'split_questions', 'sft_rows', 'vocabulary_texts', 'facts_questions']
 
 # %% ../../nbs/21_reasoning_data.ipynb #1e6613e1
 import base64, binascii, io, json, warnings
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from ..core import read_jsonl, resolve, seed_for, write_jsonl
 from ..model.modalities import MODALITIES, DepthMap, modality
-from ..perceive.scenes import COLOURS, FAR, NEAR, SHAPES
+from ..perceive.scenes import CLASSES, COLOURS, FAR, NEAR, SHAPES
 
 # %% ../../nbs/21_reasoning_data.ipynb #f6933ae5
 KINDS = ("count", "relation", "depth", "distance", "size")   # the five kinds of question
@@ -217,7 +217,8 @@ def chain(q: Question, facts: dict) -> str:
     unit = "" if q.kind == "relation" else " m"
     x, y = measure(q.kind, a, reference), measure(q.kind, b, reference)
     picked, other = (x, y) if q.kind == "relation" or q.answer == name(a) else (y, x)
-    return f"{name(a)}: {shown(q.kind, x)}{unit}, {name(b)}: {shown(q.kind, y)}{unit}. {shown(q.kind, picked)} is {'less' if picked < other else 'more'}."
+    both = f"{name(a)}: {shown(q.kind, x)}{unit}, {name(b)}: {shown(q.kind, y)}{unit}"
+    return f"{both}. {shown(q.kind, picked)} is {'less' if picked < other else 'more'}."
 
 # %% ../../nbs/21_reasoning_data.ipynb #c0ac8415
 def encode_picture(picture: Image.Image) -> str:
@@ -319,8 +320,8 @@ def show_solution(items: list) -> str:
     "HTML of an `interleaved_reason` list: pictures in place, learned parts bold, given parts grey."
     import html
     def cell(i):
-        body = (f'<span style="color:#888">{html.escape(i.get("prefix", ""))}</span>' + html.escape(i["value"]).replace("\n", "<br>") if i["type"] == "text" else
-                f'<img width="64" height="64" style="image-rendering:pixelated" src="data:image/png;base64,{i["value"]}">')
+        given = f'<span style="color:#888">{html.escape(i.get("prefix", ""))}</span>'
+        body = (given + html.escape(i["value"]).replace("\n", "<br>") if i["type"] == "text" else f'<img width="64" height="64" style="image-rendering:pixelated" src="data:image/png;base64,{i["value"]}">')
         style = "font-weight:bold;border-left:3px solid #c33" if i["need_loss"] == "true" else "color:#888;border-left:3px solid #ddd"
         return f'<div style="padding:1px 6px;margin:2px;{style}">{body}</div>'
     return f'<div style="display:inline-block;vertical-align:top;max-width:21em;margin-right:1em">{"".join(map(cell, items))}</div>'
@@ -331,11 +332,13 @@ def _field(row, field, kind=str, place=""):
     expected = {str: "a string", list: "a list", dict: "an object", (int, float): "a number"}[kind]
     if not isinstance(row, dict): raise ValueError(f"{place or 'row'} is {row!r:.60}; expected an object")
     if field not in row: raise ValueError(f"{place}'{field}' is missing; expected {expected}")
-    if not isinstance(row[field], kind) or isinstance(row[field], bool): raise ValueError(f"{place}'{field}' is {row[field]!r:.60}; expected {expected}")
+    if not isinstance(row[field], kind) or isinstance(row[field], bool):
+        raise ValueError(f"{place}'{field}' is {row[field]!r:.60}; expected {expected}")
     return row[field]
 
 def _one_of(row, field, allowed, place=""):
-    if _field(row, field, place=place) not in allowed: raise ValueError(f"{place}'{field}' is {row[field]!r:.60}; expected one of {', '.join(allowed)}")
+    if _field(row, field, place=place) not in allowed:
+        raise ValueError(f"{place}'{field}' is {row[field]!r:.60}; expected one of {', '.join(allowed)}")
 
 # %% ../../nbs/21_reasoning_data.ipynb #5ee1419c
 def check_sft(row: dict):
@@ -347,7 +350,8 @@ def check_sft(row: dict):
         _one_of(item, "need_loss", ("true", "false"), place)
         if item["type"] == "text": _check_text(item, place)
         else: _check_picture(item, place)
-    if not any(i["need_loss"] == "true" for i in items): raise ValueError("'interleaved_reason' has nothing to learn; expected an item with 'need_loss' \"true\"")
+    if not any(i["need_loss"] == "true" for i in items):
+        raise ValueError("'interleaved_reason' has nothing to learn; expected an item with 'need_loss' \"true\"")
 
 def _check_text(item, place):
     if "prefix" in item and (not isinstance(item["prefix"], str) or item["need_loss"] != "true"):
@@ -355,7 +359,8 @@ def _check_text(item, place):
 
 def _check_picture(item, place):
     if "modality" in item: _one_of(item, "modality", tuple(MODALITIES), place)
-    elif item["need_loss"] == "true": raise ValueError(f"{place}'modality' is missing; expected one of {', '.join(MODALITIES)} on a picture that is to be learned")
+    elif item["need_loss"] == "true":
+        raise ValueError(f"{place}'modality' is missing; expected one of {', '.join(MODALITIES)} on a picture that is to be learned")
     try: decode_picture(item["value"])
     except ValueError as e: raise ValueError(f"{place}'value' {e}; expected a picture in base64") from None
 
@@ -470,4 +475,39 @@ def sft_rows(
         pictures = ScenePictures(resolve(folder), facts, protocol)
         for q in asked:
             for mode in modes:
-                yield dict(interleaved_reason=solution(q, facts, mode, pictures, protocol, size, seed=seed, **options), mode=mode, kind=q.kind, data_id=q.data_id)
+                items = solution(q, facts, mode, pictures, protocol, size, seed=seed, **options)
+                yield dict(interleaved_reason=items, mode=mode, kind=q.kind, data_id=q.data_id)
+
+# %% ../../nbs/21_reasoning_data.ipynb #d079c8d7
+def vocabulary_texts(
+    folder,                # of a rendered split
+    protocol: dict=None,   # of the checkpoint to be; the small world's own if None
+    seed: int=0, per_scene: int=5,
+    scenes: int=400,       # at most so many scenes: words repeat
+) -> list:                 # of str, in a fixed order
+    "All texts a model of this world reads and writes, without its pictures."
+    if protocol is None:
+        from cooper.model.processor import tiny_protocol
+        protocol = tiny_protocol(NEAR, FAR, CLASSES)
+    texts = [f"{c} {s}" for c in COLOURS for s in SHAPES]
+    for facts, asked in split_questions(folder, seed, per_scene, scenes):
+        texts += [q.question for q in questions(facts, seed, per_scene, polarity="flipped")]
+        texts += [i.get("prefix", "") + i["value"] for q in asked for mode in MODES
+                  for i in solution(q, facts, mode, lambda *a: None, protocol, encode=str, seed=seed) if i["type"] == "text"]
+    return texts
+
+# %% ../../nbs/21_reasoning_data.ipynb #d96ca0ce
+def vocabulary_texts(
+    folder,                  # of a rendered split
+    protocol: dict=None,     # its system texts and reflection are words too
+    scenes: int=400,         # the first so many
+    seed: int=0,
+) -> list:
+    "Texts for `train_tokenizer`."
+    rows = (row for f in (facts_questions(folder, seed, scenes, polarity) for polarity in ("plain", "flipped")) for row in f)
+    return [i["value"] for facts, q in rows for mode in MODES
+            for i in solution(q, facts, mode, lambda *_: None, protocol, encode=lambda p: None, seed=seed) if i["type"] == "text"]
+
+def facts_questions(folder, seed, scenes, polarity):
+    "(facts, question) pairs of a split."
+    return [(facts, q) for facts, asked in split_questions(folder, seed, scenes=scenes, polarity=polarity) for q in asked]
