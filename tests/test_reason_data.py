@@ -193,4 +193,4 @@ def test_texts_for_a_tokenizer():
     texts = vocabulary_texts(resolve("data/scenes")/"test", scenes=5)
     words = " ".join(texts)
     assert texts == vocabulary_texts(resolve("data/scenes")/"test", scenes=5) and all(isinstance(t, str) for t in texts)
-    assert all(w in words for w in ("purple cylinder", "farther from the camera", "<think>", "</depth-estimation>", "\\boxed{", "How many", "left or right"))
+    assert all(w in words for w in ("closer to the camera", "segmentation", "<think>", "</depth-estimation>", "\\boxed{", "How many", "left or right"))

@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'FLIPPABLE', 'FLAGS', 'COUNTS', 'PRIOR_FLAG', 'MIN_VISIBLE',
            'subjects', 'counting', 'candidates', 'questions', 'place', 'chance_level', 'shown', 'chain',
            'encode_picture', 'decode_picture', 'ScenePictures', 'tools', 'solution', 'show_solution', 'check_sft',
            'check_rl', 'SkipReport', 'Rows', 'write_sft', 'read_sft', 'rl_row', 'rl_question', 'write_rl', 'read_rl',
-           'split_questions', 'sft_rows', 'vocabulary_texts', 'facts_questions']
+           'split_questions', 'sft_rows', 'vocabulary_texts']
 
 # %% ../../nbs/21_reasoning_data.ipynb #1e6613e1
 import base64, binascii, io, json, warnings
@@ -321,7 +321,8 @@ def show_solution(items: list) -> str:
     import html
     def cell(i):
         given = f'<span style="color:#888">{html.escape(i.get("prefix", ""))}</span>'
-        body = (given + html.escape(i["value"]).replace("\n", "<br>") if i["type"] == "text" else f'<img width="64" height="64" style="image-rendering:pixelated" src="data:image/png;base64,{i["value"]}">')
+        shown = f'<img width="64" height="64" style="image-rendering:pixelated" src="data:image/png;base64,{i["value"]}">'
+        body = given + html.escape(i["value"]).replace("\n", "<br>") if i["type"] == "text" else shown
         style = "font-weight:bold;border-left:3px solid #c33" if i["need_loss"] == "true" else "color:#888;border-left:3px solid #ddd"
         return f'<div style="padding:1px 6px;margin:2px;{style}">{body}</div>'
     return f'<div style="display:inline-block;vertical-align:top;max-width:21em;margin-right:1em">{"".join(map(cell, items))}</div>'
@@ -481,33 +482,14 @@ def sft_rows(
 # %% ../../nbs/21_reasoning_data.ipynb #d079c8d7
 def vocabulary_texts(
     folder,                # of a rendered split
-    protocol: dict=None,   # of the checkpoint to be; the small world's own if None
-    seed: int=0, per_scene: int=5,
-    scenes: int=400,       # at most so many scenes: words repeat
+    protocol: dict=None,   # its system texts and reflection are words too; the small world's own if None
+    scenes: int=400,       # the first so many: words repeat
+    seed: int=0,
+    per_scene: int=5,
 ) -> list:                 # of str, in a fixed order
-    "All texts a model of this world reads and writes, without its pictures."
+    "Texts for `train_tokenizer`: all that a model of this world reads and writes, without its pictures."
     if protocol is None:
         from cooper.model.processor import tiny_protocol
         protocol = tiny_protocol(NEAR, FAR, CLASSES)
-    texts = [f"{c} {s}" for c in COLOURS for s in SHAPES]
-    for facts, asked in split_questions(folder, seed, per_scene, scenes):
-        texts += [q.question for q in questions(facts, seed, per_scene, polarity="flipped")]
-        texts += [i.get("prefix", "") + i["value"] for q in asked for mode in MODES
-                  for i in solution(q, facts, mode, lambda *a: None, protocol, encode=str, seed=seed) if i["type"] == "text"]
-    return texts
-
-# %% ../../nbs/21_reasoning_data.ipynb #d96ca0ce
-def vocabulary_texts(
-    folder,                  # of a rendered split
-    protocol: dict=None,     # its system texts and reflection are words too
-    scenes: int=400,         # the first so many
-    seed: int=0,
-) -> list:
-    "Texts for `train_tokenizer`."
-    rows = (row for f in (facts_questions(folder, seed, scenes, polarity) for polarity in ("plain", "flipped")) for row in f)
-    return [i["value"] for facts, q in rows for mode in MODES
+    return [i["value"] for facts, asked in split_questions(folder, seed, per_scene, scenes) for q in asked for mode in MODES
             for i in solution(q, facts, mode, lambda *_: None, protocol, encode=lambda p: None, seed=seed) if i["type"] == "text"]
-
-def facts_questions(folder, seed, scenes, polarity):
-    "(facts, question) pairs of a split."
-    return [(facts, q) for facts, asked in split_questions(folder, seed, scenes=scenes, polarity=polarity) for q in asked]
