@@ -257,7 +257,9 @@ def _next(self: Engine, r: Request):
     if r.todo:
         r.wants = r.todo.pop(0)
         request = modality(r.wants, self.protocol).request
-        r.say(self.processor.text(request)); r.steps.append(Step(kind="write", text=request, ids=r.history[-1].ids, logprobs=(), sampled=()))
+        r.say(self.processor.text(request))
+        given = r.history[-1]
+        r.steps.append(Step(kind="write", text=request, ids=given.ids, logprobs=(math.nan,) * len(given.ids), sampled=given.learn))
         return
     if r.opening: r.say(self.processor.text(r.opening)); r.opened_text, r.opening = r.opening, ""
     begin = self.processor.text(r.prefix, open=True)

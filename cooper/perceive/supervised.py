@@ -21,10 +21,11 @@ from ..model.sequence import PictureSegment, Sequence, pack
 from .data import AmgRow, load_classes, load_depth_png, read_amg
 
 # %% auto #0
-__all__ = ['Stream', 'Mixture', 'fresh_cooper', 'flipped', 'LatentCache', 'code_picture', 'load_map', 'amg_rows', 'AmgExamples',
-           'decode_picture', 'InterleavedExamples', 'SupervisedConfig', 'newest_whole', 'WholeCheckpoints',
-           'WeightAverage', 'CurveCallback', 'SupervisedTrainer', 'AutoencoderTask', 'PictureExamples',
-           'AutoencoderTrainer', 'train_autoencoder', 'measure_latents']
+__all__ = ['Stream', 'Mixture', 'fresh_cooper', 'Chosen', 'by_mode', 'flipped', 'LatentCache', 'code_picture', 'load_map',
+           'amg_rows', 'AmgExamples', 'decode_picture', 'InterleavedExamples', 'SupervisedConfig', 'newest_whole',
+           'WholeCheckpoints', 'WeightAverage', 'StopAfter', 'CurveCallback', 'SupervisedTrainer', 'StageParameters',
+           'AmgParameters', 'SftParameters', 'AutoencoderTask', 'PictureExamples', 'AutoencoderTrainer',
+           'train_autoencoder', 'measure_latents']
 
 # %% ../../nbs/14_supervised.ipynb #e08ab090
 class Stream(Dataset):
@@ -75,7 +76,20 @@ def fresh_cooper(
         model = CooperForConditionalGeneration(config)
     return model, CooperProcessor(tokenizer, protocol, clean=(side, side, g.latent_stride), vision=(side, side, g.vision_patch))
 
-# %% ../../nbs/14_supervised.ipynb #b188ac51
+# %% ../../nbs/14_supervised.ipynb #50d3adde
+class Chosen:
+    "Some of a collection's examples."
+    def __init__(self, examples, indices): self.examples, self.indices = examples, list(indices)
+    def __len__(self): return len(self.indices)
+    def build(self, k, generator): return self.examples.build(self.indices[k], generator)
+
+def by_mode(examples, weights: dict[str, float]) -> Mixture:
+    "A mixture of the rows of each mode, by weight."
+    parts = {m: Chosen(examples, [k for k, row in enumerate(examples.rows) if row["mode"] == m]) for m, w in weights.items() if w}
+    if empty := [m for m, part in parts.items() if not len(part)]: raise ValueError(f"mode_weights: no rows of mode {', '.join(empty)}; there are {', '.join(sorted({r['mode'] for r in examples.rows}))}")
+    return Mixture(list(parts.values()), [weights[m] for m in parts])
+
+# %% ../../nbs/14_supervised.ipynb #a6ea1e46
 def flipped(picture: Image.Image) -> Image.Image: return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 class LatentCache:
@@ -93,7 +107,7 @@ class LatentCache:
         return self
     def segment(self, key, view: str) -> PictureSegment: return PictureSegment(None, view, latents=self.store[key])
 
-# %% ../../nbs/14_supervised.ipynb #a6ea1e46
+# %% ../../nbs/14_supervised.ipynb #31c1a21e
 def code_picture(m, truth, size: tuple[int, int]) -> Image.Image:
     "The picture a modality draws for a map, at (width, height), nearest pixels."
     return m.to_picture(truth).resize(size, Image.Resampling.NEAREST)
@@ -112,7 +126,7 @@ def amg_rows(rows: list[AmgRow], processor: CooperProcessor, modalities=("depth"
         out.append({"rgb": rgb} | {m.name: code_picture(m, load_map(row, m), rgb.size) for m in ms})
     return out
 
-# %% ../../nbs/14_supervised.ipynb #31c1a21e
+# %% ../../nbs/14_supervised.ipynb #b4f620a7
 class AmgExamples:
     "Stage 1: a picture, and its maps to be drawn."
     def __init__(self,
@@ -137,7 +151,7 @@ class AmgExamples:
             segments += [self.latents.segment((k, name, flip), "noised")] * self.copies
         return Sequence(segments)
 
-# %% ../../nbs/14_supervised.ipynb #b4f620a7
+# %% ../../nbs/14_supervised.ipynb #8fb9a711
 def decode_picture(value) -> Image.Image:
     "A picture from base64, with or without a data-URL prefix; a picture stays one."
     if isinstance(value, Image.Image): return value
@@ -177,13 +191,14 @@ class InterleavedExamples:
         if self.latents and view != "vision": return self.latents.segment(_key(item), view)
         return self.processor.picture(picture, (view,))[0]
 
-# %% ../../nbs/14_supervised.ipynb #42e2d692
+# %% ../../nbs/14_supervised.ipynb #08d53afb
 @dataclass
 class SupervisedConfig(TrainingArguments):
     "Options of `SupervisedTrainer` beyond those of transformers' `TrainingArguments`."
     ema_decay: float = field(default=0.995, metadata={"help": "decay of the averaged weights, per step"})
     ce_weight: float = field(default=1.0, metadata={"help": "weight of the next-token loss"})
     mse_weight: float = field(default=1.0, metadata={"help": "weight of the flow-matching loss"})
+    stop_after: int = field(default=0, metadata={"help": "stop after so many steps, though the schedule spans max_steps; 0: do not"})
     adam_beta2: float = field(default=0.95, metadata={"help": "as in BAGEL"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "examples are sequences, not columns"})
     report_to: str = field(default="none", metadata={"help": "trackio, tensorboard, wandb or none"})
@@ -191,7 +206,7 @@ class SupervisedConfig(TrainingArguments):
     save_total_limit: int = field(default=2, metadata={"help": "whole checkpoints to keep"})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "after the warm-up"})
 
-# %% ../../nbs/14_supervised.ipynb #08d53afb
+# %% ../../nbs/14_supervised.ipynb #6234cc58
 def newest_whole(out) -> Path | None:
     "The newest complete checkpoint below `out`, or None. A checkpoint gets its name only when it is complete."
     found = [p for p in Path(out).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name) and (p / "trainer_state.json").exists()]
@@ -218,7 +233,7 @@ class WholeCheckpoints:
         keep = (self.args.save_total_limit or len(old) + 1) - 1
         for p in old[:max(len(old) - keep, 0)]: shutil.rmtree(p)
 
-# %% ../../nbs/14_supervised.ipynb #6234cc58
+# %% ../../nbs/14_supervised.ipynb #98a8aebd
 class WeightAverage(TrainerCallback):
     "Exponential moving average of the trainable weights."
     def __init__(self, decay): self.decay, self.weights = decay, None
@@ -235,6 +250,12 @@ class WeightAverage(TrainerCallback):
             for n, p in model.named_parameters():
                 if n in self.weights: p.copy_(self.weights[n])
 
+class StopAfter(TrainerCallback):
+    "Ends a run early, with a checkpoint."
+    def __init__(self, steps): self.steps = steps
+    def on_step_end(self, args, state, control, **kw):
+        if self.steps and state.global_step >= self.steps: control.should_save = control.should_training_stop = True
+
 class CurveCallback(TrainerCallback):
     "Feeds what the trainer logs into a `Curves` figure."
     def __init__(self, curves: Curves): self.curves = curves
@@ -242,7 +263,7 @@ class CurveCallback(TrainerCallback):
         values = {k: v for k, v in (logs or {}).items() if isinstance(v, (int, float)) and k not in ("epoch", "total_flos") and not k.startswith("train_")}
         if values: self.curves.add(state.global_step, **values)
 
-# %% ../../nbs/14_supervised.ipynb #aaee01fd
+# %% ../../nbs/14_supervised.ipynb #d9b18c4d
 class SupervisedTrainer(WholeCheckpoints, Trainer):
     "Both losses from one packed forward pass; averaged weights; exact resume."
     def __init__(self, model, args: SupervisedConfig, examples, geometry=None, curves: Curves | None = None):
@@ -253,7 +274,7 @@ class SupervisedTrainer(WholeCheckpoints, Trainer):
         self._parts = {}
         self.model_accepts_loss_kwargs = False
         super().__init__(model, args, train_dataset=Stream(examples, length, args.seed), data_collator=self.collate,
-                         callbacks=[self.average, CurveCallback(self.curves)])
+                         callbacks=[self.average, StopAfter(args.stop_after), CurveCallback(self.curves)])
     def collate(self, examples): return {"batch": pack([s for s, _ in examples], self.geometry, [g for _, g in examples])}
     def _get_train_sampler(self, train_dataset=None): return SequentialSampler(train_dataset or self.train_dataset) # the stream is the order
     def floating_point_ops(self, inputs): return 0 # transformers would count elements of a tensor that we do not have
@@ -267,7 +288,7 @@ class SupervisedTrainer(WholeCheckpoints, Trainer):
         self._parts.clear()
         super().log(logs, *args, **kw)
 
-# %% ../../nbs/14_supervised.ipynb #d9b18c4d
+# %% ../../nbs/14_supervised.ipynb #9a3822d0
 from fastcore.basics import patch
 
 @patch
@@ -285,11 +306,54 @@ def fit(self: SupervisedTrainer):
         self.average.weights = {k: v.to(self.args.device) for k, v in load_file(last / "average.safetensors").items()}
         self.curves = Curves.load(last / "curves.json")
         self.remove_callback(CurveCallback); self.add_callback(CurveCallback(self.curves))
-    self.train(resume_from_checkpoint=str(last) if last else None)
+    reached = int(last.name.split("-")[1]) if last else 0
+    if reached < (self.args.stop_after or self.args.max_steps): self.train(resume_from_checkpoint=str(last) if last else None)
     self.average.apply(self.model)
     return self.model
 
-# %% ../../nbs/14_supervised.ipynb #9a3822d0
+# %% ../../nbs/14_supervised.ipynb #646eb719
+@dataclass
+class StageParameters:
+    "What both stages are told."
+    checkpoint: str # folder to start from; "": random weights
+    data: str # what to learn from
+    evaluation: str # a rendered split to measure on
+    out: str
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int
+    ema_decay: float
+    save_steps: int
+    stop_after: int # steps; 0: all
+    seed: int
+    def config(self, folder: str, **changes) -> SupervisedConfig:
+        "The trainer's configuration; checkpoints go to `out/folder`."
+        values = dict(output_dir=str(resolve(self.out) / folder), max_steps=self.steps, per_device_train_batch_size=self.batch_size,
+            learning_rate=self.learning_rate, warmup_steps=self.warmup_steps, ema_decay=self.ema_decay, save_steps=self.save_steps,
+            stop_after=self.stop_after, seed=self.seed,
+            use_cpu=not torch.cuda.is_available())
+        return SupervisedConfig(**values | changes)
+
+@dataclass
+class AmgParameters(StageParameters):
+    "Parameters of `10_amg`."
+    copies: int # noised copies of each map per sequence
+    autoencoder_steps: int # when starting from random weights
+    scenes: int # of `data`; 0: all
+    evaluation_scenes: int
+
+@dataclass
+class SftParameters(StageParameters):
+    "Parameters of `20_sft`."
+    mode_weights: dict # share of each mode among the examples
+    amg_weight: float # share of stage-1 examples among all
+    per_scene: int # questions about each scene
+    scenes: int # of `data`; 0: all
+    questions: int # to measure on
+    evaluation_scenes: int
+
+# %% ../../nbs/14_supervised.ipynb #27a5c03e
 class AutoencoderTask(nn.Module):
     "An `AutoencoderKL` with its training loss, in the shape `SupervisedTrainer` expects."
     def __init__(self, vae, kl_weight: float = 1e-6):
@@ -314,7 +378,7 @@ class AutoencoderTrainer(SupervisedTrainer):
     "`SupervisedTrainer` over plain pictures of one size."
     def collate(self, examples): return {"batch": torch.stack([x for x, _ in examples])}
 
-# %% ../../nbs/14_supervised.ipynb #f0b8a32e
+# %% ../../nbs/14_supervised.ipynb #fafeb193
 def train_autoencoder(model, processor, pictures: list, args: SupervisedConfig):
     "Train the autoencoder of `model` on `pictures` (PIL, of one size once fitted) and set its latents to unit variance."
     curves = Curves("autoencoder")
@@ -325,7 +389,7 @@ def train_autoencoder(model, processor, pictures: list, args: SupervisedConfig):
     measure_latents(model, sample)
     return model
 
-# %% ../../nbs/14_supervised.ipynb #71f424f6
+# %% ../../nbs/14_supervised.ipynb #3f5bce98
 @torch.no_grad()
 def measure_latents(model: CooperForConditionalGeneration, pixels: torch.Tensor) -> tuple[float, float]:
     "Set `scaling_factor` and `shift_factor` so that latents of `pixels` (B, 3, H, W) have mean 0 and variance 1; return both."
