@@ -18,13 +18,15 @@ from ..model.engine import Engine
 from ..model.sequence import Geometry, PictureSegment, Sequence, TextSegment, pack
 from ..model.processor import MODES
 from ..model.traces import Trace
+from .rewards import as_reward_functions
 from ..perceive.supervised import CurveCallback, Stream, WholeCheckpoints, newest_whole
 from ..reason.data import read_rl, rl_row, split_questions
 
 # %% auto #0
 __all__ = ['Rollout', 'as_completion', 'token_count', 'by_tokens', 'score_rollouts', 'rl_rows', 'as_dataset', 'PromptSampler',
            'RolloutConfig', 'check_config', 'grpo_config', 'leave_out_unjudged', 'AtBoundaries', 'GRPOCurves',
-           'StepBar', 'CooperGRPOTrainer', 'read_group', 'Group', 'GRPOParameters', 'spread', 'ask_rows', 'BeforeAfter']
+           'StepBar', 'CooperGRPOTrainer', 'read_group', 'kept_groups', 'Group', 'GRPOParameters', 'spread', 'ask_rows',
+           'BeforeAfter']
 
 # %% ../../nbs/32_grpo_trainer.ipynb #b04d7907
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1") # `rollout_func` is the official hook, and TRL warns at each use of it
@@ -58,7 +60,8 @@ def as_completion(
 def token_count(sequence: Sequence, g: Geometry) -> int:
     "Tokens of a sequence once packed."
     def cells(s):
-        cell, x = (g.vision_patch, s.pixels) if s.view == "vision" else (g.latent_stride, s.pixels) if s.latents is None else (g.latent_patch, s.latents)
+        if s.view == "vision": cell, x = g.vision_patch, s.pixels
+        else: cell, x = (g.latent_stride, s.pixels) if s.latents is None else (g.latent_patch, s.latents)
         return (x.shape[1] // cell) * (x.shape[2] // cell)
     return sum(len(s.ids) if isinstance(s, TextSegment) else cells(s) + 2 for s in sequence.segments)
 
@@ -87,9 +90,10 @@ def score_rollouts(
         rows = torch.tensor([b for b in part for _ in rollouts[b].sampled], device=device)
         columns = torch.tensor([i for b in part for i in rollouts[b].sampled], device=device)
         batch = pack([rollouts[b].sequence for b in part], g).to(device)
-        assert batch.target_ids.tolist() == [rollouts[b].completion_ids[i] for b in part for i in rollouts[b].sampled], "completion and sequence differ"
+        sampled = [rollouts[b].completion_ids[i] for b in part for i in rollouts[b].sampled]
+        assert batch.target_ids.tolist() == sampled, "completion and sequence differ"
         logp, entropy = model.score(batch, temperature, vocabulary)
-        logps, entropies = logps.index_put((rows, columns), logp), entropies.index_put((rows, columns), entropy.detach() if not entropy.requires_grad else entropy)
+        logps, entropies = logps.index_put((rows, columns), logp), entropies.index_put((rows, columns), entropy)
     return logps, entropies
 
 # %% ../../nbs/32_grpo_trainer.ipynb #379ea17a
@@ -102,7 +106,8 @@ def rl_rows(
     path = resolve(data)
     if not path.exists(): raise FileNotFoundError(f"{path}: no such file or folder; expected a .jsonl file of RL rows or a folder with scenes.jsonl")
     folder = path if path.is_dir() else path.parent
-    rows = [rl_row(q) for _, asked in split_questions(path, seed, per_scene) for q in asked] if path.is_dir() else read_rl(path, images=folder, limit=limit)
+    if path.is_dir(): rows = [rl_row(q) for _, asked in split_questions(path, seed, per_scene) for q in asked]
+    else: rows = read_rl(path, images=folder, limit=limit)
     if not rows: raise ValueError(f"{path}: no questions; expected at least one")
     return [{k: v for k, v in row.items() if k != "image"} | dict(picture=str(folder / row["image"])) for row in rows[:limit]]
 
@@ -153,27 +158,31 @@ class RolloutConfig:
         return self.modes[torch.multinomial(weights, 1, generator=generator(*seed, "mode")).item()]
 
 # %% ../../nbs/32_grpo_trainer.ipynb #b509f4e4
-_WITHOUT_EFFECT = dict(top_k=(0, None), min_p=(None,), repetition_penalty=(1.0,), use_vllm=(False,), use_transformers_continuous_batching=(False,),
-                       use_liger_kernel=(False,), cast_lm_head_to_fp32=(False,), generation_kwargs=(None,), sync_ref_model=(False,))
+_WITHOUT_EFFECT = dict(top_k=(0, None), min_p=(None,), repetition_penalty=(1.0,), use_vllm=(False,),
+                       use_transformers_continuous_batching=(False,), use_liger_kernel=(False,), cast_lm_head_to_fp32=(False,),
+                       generation_kwargs=(None,), sync_ref_model=(False,))
 
 def check_config(args: GRPOConfig):
     "ValueError or NotBuilt for a configuration that would not do what it says."
     if args.world_size > 1: raise NotBuilt("GRPO over several processes", "one process works, on a CPU or a GPU")
     for name, plain in _WITHOUT_EFFECT.items():
-        if getattr(args, name, plain[0]) not in plain: raise NotBuilt(f"GRPOConfig({name}={getattr(args, name)!r}) with cooper's own sampler", f"leave it at {plain[0]!r}")
+        value = getattr(args, name, plain[0])
+        if value not in plain: raise NotBuilt(f"GRPOConfig({name}={value!r}) with cooper's own sampler", f"leave it at {plain[0]!r}")
     if args.max_steps <= 0: raise ValueError(f"GRPOConfig: max_steps is {args.max_steps}; expected a positive number of optimizer steps")
-    if args.temperature <= 0: raise ValueError(f"GRPOConfig: temperature is {args.temperature}; expected more than 0: a group of equal answers teaches nothing")
+    if args.temperature <= 0:
+        raise ValueError(f"GRPOConfig: temperature is {args.temperature}; expected more than 0: a group of equal answers teaches nothing")
     batch = args.per_device_train_batch_size * args.steps_per_generation
     if batch % args.num_generations:
-        raise ValueError(f"GRPOConfig: per_device_train_batch_size x steps_per_generation is {args.per_device_train_batch_size} x {args.steps_per_generation} = {batch}; "
-                         f"expected a multiple of num_generations, {args.num_generations}, or a group would straddle processes")
+        raise ValueError(f"GRPOConfig: per_device_train_batch_size x steps_per_generation is {args.per_device_train_batch_size} x "
+                         f"{args.steps_per_generation} = {batch}; expected a multiple of num_generations, {args.num_generations}, "
+                         "or a group would straddle processes")
 
 # %% ../../nbs/32_grpo_trainer.ipynb #31bf52e9
 def grpo_config(out, **options) -> GRPOConfig: # any field of GRPOConfig may be given
     "A `GRPOConfig` with defaults that fit this repository."
     bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    defaults = dict(output_dir=str(resolve(out)), bf16=bf16, use_cpu=not torch.cuda.is_available(), gradient_checkpointing=False, lr_scheduler_type="constant",
-                    logging_steps=1, report_to="none", disable_tqdm=True, save_total_limit=2, loss_type="dapo")
+    defaults = dict(output_dir=str(resolve(out)), bf16=bf16, use_cpu=not torch.cuda.is_available(), gradient_checkpointing=False,
+                    lr_scheduler_type="constant", logging_steps=1, report_to="none", disable_tqdm=True, save_total_limit=2, loss_type="dapo")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning) # transformers is about to rename `gradient_checkpointing`
         return GRPOConfig(**defaults | options)
@@ -233,10 +242,13 @@ class CooperGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         callbacks: list | None = None):
         check_config(args)
         self.processor, self.rollout = processor, rollout or RolloutConfig()
-        self.curves, self._scoring, self._generating, self._generated_at = Curves("GRPO"), None, False, -1
+        units = {"tokens": "per trace", "drawings": "per trace", "entropy": "nats"}
+        self.curves = Curves("GRPO", units=units, every=15) # nine panels take a second to draw
+        self._scoring, self._generating, self._generated_at = None, False, -1
         budget = (self.rollout.max_new_tokens or processor.protocol["max_new_tokens"]) * (self.rollout.max_turns or processor.protocol["max_turns"])
         beta, args.beta, args.max_completion_length = args.beta, 0.0, budget # TRL would load the reference model from a name: ours is a copy
-        super().__init__(model, list(reward_funcs), args, train_dataset, eval_dataset, processor.tokenizer, callbacks=callbacks, rollout_func=_rollout)
+        super().__init__(model, list(reward_funcs), args, train_dataset, eval_dataset, processor.tokenizer,
+                         callbacks=callbacks, rollout_func=_rollout)
         vars(model).pop("forward", None) # TRL's fused head; it would hide ours
         self.beta = args.beta = beta
         if beta: self.ref_model = copy.deepcopy(model).eval().requires_grad_(False)
@@ -268,7 +280,8 @@ class CooperGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         self._scoring = inputs["rollouts"]
         return super()._compute_loss(model, inputs)
 
-    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, compute_aux_loss=False, **pictures):
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False,
+                                           compute_aux_loss=False, **pictures):
         if self._generating and model is not self.ref_model: return self._recorded(logits_to_keep, input_ids.device), None, None
         logps, entropies = self._score(model, logits_to_keep)
         return logps, entropies if compute_entropy else None, None
@@ -287,8 +300,8 @@ def _ready(self: CooperGRPOTrainer):
     self.required = r.required if r.required is not None else tuple(n for n in names if n == "accuracy")
     unknown = [n for n in self.required if n not in names]
     if unknown: raise ValueError(f"RolloutConfig: required rewards {unknown} are not among the reward functions: {', '.join(names)}")
-    self.engine = Engine(self.model, self.processor, max_new_tokens=r.max_new_tokens or self.processor.protocol["max_new_tokens"], temperature=self.args.temperature,
-                         top_p=self.args.top_p, max_turns=r.max_turns, batch_size=r.batch_size, sampler=r.sampler)
+    self.engine = Engine(self.model, self.processor, max_new_tokens=r.max_new_tokens or self.processor.protocol["max_new_tokens"],
+                         temperature=self.args.temperature, top_p=self.args.top_p, max_turns=r.max_turns, batch_size=r.batch_size, sampler=r.sampler)
     self.generate_every = self.args.steps_per_generation * self.num_iterations
     self.remove_callback(PrinterCallback) # thirty numbers a step are for a figure
     for callback in (AtBoundaries(self), GRPOCurves(self.curves), *([StepBar()] if self.args.disable_tqdm else [])): self.add_callback(callback)
@@ -297,7 +310,8 @@ def _ready(self: CooperGRPOTrainer):
 def _prompt_sampler(self: CooperGRPOTrainer, dataset) -> PromptSampler:
     a = self.args
     generations = math.ceil(a.max_steps * a.gradient_accumulation_steps / self.generate_every)
-    return PromptSampler(len(dataset), generations, a.generation_batch_size // self.num_generations, self.num_generations, self.generate_every, a.seed, self.shuffle_dataset)
+    prompts = a.generation_batch_size // self.num_generations
+    return PromptSampler(len(dataset), generations, prompts, self.num_generations, self.generate_every, a.seed, self.shuffle_dataset)
 
 # %% ../../nbs/32_grpo_trainer.ipynb #085b8e2f
 @patch(as_prop=True)
@@ -335,7 +349,8 @@ def _recorded(self: CooperGRPOTrainer, width, device) -> Tensor: # (B, C)
 @patch
 def _score(self: CooperGRPOTrainer, model, width) -> tuple[Tensor, Tensor]:
     with self.accelerator.autocast():
-        logps, entropies = score_rollouts(self.accelerator.unwrap_model(model), self._scoring, width, self.temperature, self.engine.vocabulary, self.rollout.tokens_per_pass)
+        logps, entropies = score_rollouts(self.accelerator.unwrap_model(model), self._scoring, width, self.temperature, self.engine.vocabulary,
+                                          self.rollout.tokens_per_pass)
     if not self._generating and self._generated_at == self.state.global_step:
         mode = "train" if self.model.training else "eval"
         self._metrics[mode]["logp_difference"].append((logps.detach() - self._recorded(width, logps.device)).abs().max().item())
@@ -364,8 +379,17 @@ def _keep_traces(self: CooperGRPOTrainer, advantages):
     write_jsonl(Path(self.args.output_dir).resolve() / "traces" / f"step-{step:06d}.jsonl", [row(i) for i in range(group * size, (group + 1) * size)])
 
 # %% ../../nbs/32_grpo_trainer.ipynb #b6727480
-_MATTERS = ("seed", "learning_rate", "lr_scheduler_type", "per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation", "num_generations",
-            "num_iterations", "beta", "temperature", "top_p", "loss_type", "scale_rewards", "reward_weights", "epsilon", "max_grad_norm", "weight_decay")
+@patch
+def seconds_per_step(self: CooperGRPOTrainer) -> dict:
+    "Median seconds of a whole step and of its rollout; the rest is scoring, gradients and the update."
+    logs = [h for h in self.state.log_history if "step_time" in h]
+    def median(key): v = sorted(h[key] for h in logs if key in h); return round(v[len(v) // 2], 2) if v else math.nan
+    return dict(step=median("step_time"), rollout=median("rollout_seconds"), steps=len(logs))
+
+# %% ../../nbs/32_grpo_trainer.ipynb #8cf755c1
+_MATTERS = ("seed", "learning_rate", "lr_scheduler_type", "per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation",
+            "num_generations", "num_iterations", "beta", "temperature", "top_p", "loss_type", "scale_rewards", "reward_weights", "epsilon",
+            "max_grad_norm", "weight_decay")
 
 @patch
 def settings(self: CooperGRPOTrainer) -> dict:
@@ -379,7 +403,8 @@ def _check_same_run(self: CooperGRPOTrainer, about):
     if path.exists():
         before = json.loads(path.read_text())
         other = [f"{k} was {before[k]!r} and is {now[k]!r}" for k in now if k != "keep_every" and k in before and before[k] != now[k]]
-        if other: raise ValueError(f"{path.parent} holds a run with other settings: {'; '.join(other)}. Use the same ones to go on with it, or another folder")
+        if other: raise ValueError(f"{path.parent} holds a run with other settings: {'; '.join(other)}. "
+                                   "Use the same ones to go on with it, or another folder")
     with write_whole(path) as aside: aside.write_text(json.dumps(now, indent=1))
 
 @patch
@@ -397,48 +422,66 @@ def fit(self: CooperGRPOTrainer,
         self.train(resume_from_checkpoint=str(last) if last else None)
     return self.model.eval()
 
-# %% ../../nbs/32_grpo_trainer.ipynb #6b118ca5
+# %% ../../nbs/32_grpo_trainer.ipynb #f74d9f58
 def read_group(out, step: int | None = None) -> list[dict]:
     "The group kept at a step (default: the last) below a run's folder; `trace` is a Trace again."
-    files = sorted((resolve(out) / "traces").glob("step-*.jsonl"))
-    chosen = [f for f in files if step is None or f.stem == f"step-{step:06d}"]
-    if not chosen: raise FileNotFoundError(f"{resolve(out)}/traces: no group of step {step}; there are steps {', '.join(f.stem[5:].lstrip('0') or '0' for f in files) or 'none'}")
-    return [row | dict(trace=Trace.from_dict(row["trace"])) for row in read_jsonl(chosen[-1])]
+    files = {int(f.stem[5:]): f for f in sorted((resolve(out) / "traces").glob("step-*.jsonl"))}
+    if not files or (step is not None and step not in files):
+        raise FileNotFoundError(f"{resolve(out) / 'traces'}: no group of step {step}; there are steps {', '.join(map(str, files)) or 'none'}")
+    return [row | dict(trace=Trace.from_dict(row["trace"])) for row in read_jsonl(files[max(files) if step is None else step])]
+
+def kept_groups(out) -> list:
+    "All groups kept below a run's folder, in the order of the steps."
+    return [Group(read_group(out, int(f.stem[5:]))) for f in sorted((resolve(out) / "traces").glob("step-*.jsonl"))]
+
+_CARD = "width:300px;border:1px solid #ccc;border-radius:4px;padding:6px"
 
 class Group(list):
     "Traces of one question beside each other, with what they earned; in a notebook, a picture."
+    def __repr__(self): return f"Group({', '.join(format(r['advantage'], '+.2f') for r in self)}: {self[0]['question']!r})" if self else "Group()"
     def _repr_html_(self):
         def column(r):
             rewards = ", ".join(f"{k} {'not judged' if v is None else format(v, '.2g')}" for k, v in r["rewards"].items())
             colour = "#2e7d32" if r["advantage"] > 0 else "#c62828" if r["advantage"] < 0 else "#757575"
             head = f"<b style='color:{colour}'>advantage {r['advantage']:+.2f}</b><br><span style='font-size:80%'>{html.escape(rewards)}</span>"
-            return f"<div style='width:300px;border:1px solid #ccc;border-radius:4px;padding:6px'>{head}{r['trace']._repr_html_()}</div>"
+            return f"<div style='{_CARD}'>{head}{r['trace']._repr_html_()}</div>"
         title = f"step {self[0]['step']}, right answer: {html.escape(str(self[0]['answer']))}" if self else "empty"
         return f"<div>{title}</div><div style='display:flex;flex-wrap:wrap;gap:8px'>{''.join(map(column, self))}</div>"
 
-# %% ../../nbs/32_grpo_trainer.ipynb #223943bf
+# %% ../../nbs/32_grpo_trainer.ipynb #721d4be4
 @dataclass
 class GRPOParameters:
     "What `30_grpo` can be told."
     checkpoint: str = "data/tiny-cooper"; data: str = "data/scenes/train"; evaluation: str = "data/scenes/test"; out: str = "outputs/grpo"
     steps: int = 12; prompts_per_step: int = 4; num_generations: int = 4; steps_per_generation: int = 1; num_iterations: int = 1
-    learning_rate: float = 1e-5; beta: float = 0.0; temperature: float = 1.0; top_p: float = 1.0; loss_type: str = "dapo"
+    learning_rate: float = 2e-5; beta: float = 0.0; temperature: float = 1.0; top_p: float = 1.0; loss_type: str = "dapo"
     mode: list[str] = field(default_factory=lambda: ["cooperate"]); max_new_tokens: int = 0; max_turns: int = 0
-    rewards: list[str] = field(default_factory=lambda: ["accuracy", "format", "cooperation"]); reward_weights: list[float] = field(default_factory=lambda: [1.0, 1.0, 1.0])
-    per_scene: int = 5; questions: int = 0; eval_questions: int = 24; batch_size: int = 32; save_steps: int = 50; keep_every: int = 4; report_to: str = "none"; seed: int = 0
+    rewards: list[str] = field(default_factory=lambda: ["accuracy", "format", "cooperation"])
+    reward_weights: list[float] = field(default_factory=lambda: [1.0, 1.0, 1.0])
+    per_scene: int = 5; questions: int = 0; eval_questions: int = 24
+    batch_size: int = 32; save_steps: int = 50; keep_every: int = 4; report_to: str = "none"; seed: int = 0
     def __post_init__(self):
-        if len(self.rewards) != len(self.reward_weights): raise ValueError(f"'reward_weights' has {len(self.reward_weights)} entries for {len(self.rewards)} rewards; expected one each")
-        bad = [k for k in ("steps", "prompts_per_step", "num_generations", "steps_per_generation", "num_iterations", "eval_questions", "batch_size", "save_steps") if getattr(self, k) < 1]
+        counts = "steps prompts_per_step num_generations steps_per_generation num_iterations eval_questions batch_size save_steps".split()
+        bad = [k for k in counts if getattr(self, k) < 1]
         if bad: raise ValueError("; ".join(f"'{k}' is {getattr(self, k)}; expected at least 1" for k in bad))
+        self.rollout(); self.reward_functions() # refuse unknown modes and rewards, before anything runs
+    @property
+    def device(self) -> str: return "cuda" if torch.cuda.is_available() else "cpu"
+    def reward_functions(self) -> list: return as_reward_functions(self.rewards, self.reward_weights, self.num_generations)
+    def engine_options(self) -> dict:
+        "For greedy answers within the same budgets."
+        return dict(batch_size=self.batch_size, max_turns=self.max_turns or None, max_new_tokens=self.max_new_tokens or None)
     def config(self) -> GRPOConfig:
         "As TRL calls these things. One step learns from `prompts_per_step` groups."
-        return grpo_config(self.out, max_steps=self.steps, per_device_train_batch_size=self.prompts_per_step * self.num_generations, num_generations=self.num_generations,
-            steps_per_generation=self.steps_per_generation, num_iterations=self.num_iterations, learning_rate=self.learning_rate, beta=self.beta, temperature=self.temperature,
-            top_p=self.top_p, loss_type=self.loss_type, reward_weights=self.reward_weights, save_steps=self.save_steps, report_to=self.report_to, seed=self.seed)
+        same = ("num_generations steps_per_generation num_iterations learning_rate beta temperature top_p loss_type "
+                "reward_weights save_steps report_to seed").split()
+        return grpo_config(self.out, max_steps=self.steps, per_device_train_batch_size=self.prompts_per_step * self.num_generations,
+                           **{k: getattr(self, k) for k in same})
     def rollout(self) -> RolloutConfig:
-        return RolloutConfig(modes=tuple(self.mode), max_new_tokens=self.max_new_tokens or None, max_turns=self.max_turns or None, batch_size=self.batch_size, keep_every=self.keep_every)
+        return RolloutConfig(modes=tuple(self.mode), max_new_tokens=self.max_new_tokens or None, max_turns=self.max_turns or None,
+                             batch_size=self.batch_size, keep_every=self.keep_every)
 
-# %% ../../nbs/32_grpo_trainer.ipynb #721d4be4
+# %% ../../nbs/32_grpo_trainer.ipynb #6a0b5530
 def spread(rows: list[dict], count: int, seed: int) -> list[dict]:
     "`count` rows, chosen by a seed, kinds in turns."
     order = torch.randperm(len(rows), generator=generator(seed, "spread")).tolist()
@@ -451,7 +494,7 @@ def ask_rows(engine: Engine, rows: list[dict], mode: str, seed: int = 0, desc: b
     "A trace for each row."
     return engine.run([engine.request(r["picture"], r["question"], mode, (seed, "asked", r["data_id"])) for r in rows], desc)
 
-# %% ../../nbs/32_grpo_trainer.ipynb #59fd8002
+# %% ../../nbs/32_grpo_trainer.ipynb #7ce1c9d7
 class BeforeAfter:
     "Answers to the same questions before and after training: shares, and cases."
     def __init__(self, rows: list[dict], before: list[Trace], after: list[Trace], judge): # judge(trace, row) -> has `.value`
@@ -469,12 +512,16 @@ class BeforeAfter:
         changed = [i for i in range(len(self.rows)) if self.right["before"][i] != self.right["after"][i]]
         return (changed + [i for i in range(len(self.rows)) if i not in changed])[:count]
     def _repr_html_(self):
+        def cell(v): return f"<td>{v if isinstance(v, int) else format(v, '.2f')}</td>"
         s = self.shares()
-        table = "<table><tr><th></th>" + "".join(f"<th>{c}</th>" for c in s["before"]) + "</tr>" + "".join(
-            f"<tr><th>{k}</th>" + "".join(f"<td>{v if isinstance(v, int) else f'{v:.2f}'}</td>" for v in row.values()) + "</tr>" for k, row in s.items()) + "</table>"
-        def case(i):
-            both = "".join(f"<div style='width:300px;border:1px solid #ccc;border-radius:4px;padding:6px'>{k}: {_verdict(self.right[k][i])}{ts[i]._repr_html_()}</div>" for k, ts in self.traces.items())
-            return f"<div style='margin-top:8px'>right answer: <b>{html.escape(str(self.rows[i]['answer']))}</b></div><div style='display:flex;gap:8px'>{both}</div>"
-        return table + "".join(map(case, self.cases()))
+        head = "".join(f"<th>{c}</th>" for c in ("", *s["before"]))
+        body = "".join(f"<tr><th>{k}</th>{''.join(map(cell, row.values()))}</tr>" for k, row in s.items())
+        return f"<table><tr>{head}</tr>{body}</table>" + "".join(map(self._case, self.cases()))
+    def _case(self, i):
+        sides = "".join(f"<div style='{_CARD}'>{k}: {_verdict(self.right[k][i])}{ts[i]._repr_html_()}</div>" for k, ts in self.traces.items())
+        answer = html.escape(str(self.rows[i]["answer"]))
+        return f"<div style='margin-top:8px'>right answer: <b>{answer}</b></div><div style='display:flex;flex-wrap:wrap;gap:8px'>{sides}</div>"
 
-def _verdict(value): return "<b>not judged</b>" if value is None else "<b style='color:#2e7d32'>right</b>" if value else "<b style='color:#c62828'>wrong</b>"
+def _verdict(value):
+    if value is None: return "<b>not judged</b>"
+    return "<b style='color:#2e7d32'>right</b>" if value else "<b style='color:#c62828'>wrong</b>"
