@@ -5,6 +5,13 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
+
+# Big tensors come and go in every step. Left to its defaults the allocator maps fresh pages for each, and first touching them took longer than the
+# arithmetic (nbs/90_log.ipynb). Huge pages, kept by the process, are the cure; other platforms ignore these names.
+export THP_MEM_ALLOC_ENABLE = 1
+export MALLOC_MMAP_THRESHOLD_ = 4294967296
+export MALLOC_TRIM_THRESHOLD_ = 8589934592
+
 .PHONY: demo test install notebooks pytest runs readme clean
 .DEFAULT_GOAL := help
 

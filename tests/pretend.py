@@ -31,9 +31,10 @@ class Engine:
         write = lambda text: Step("write", text, (7,) * 3, (-.1,) * 3, (True,) * 3)
         drawn = self.drawing(picture, "depth", seed)
         draw = [Step("draw", modality="depth", picture=drawn.picture, map=drawn)]
+        asks = write(f"<think>A map helps.</think>{modality('depth').request}")
         steps = {"direct": [write(answer)], "reason": [write("<think>So be it.</think>" + answer)],
                  "perceive": [Step("write", modality("depth").request)] + draw + [write(answer)],
-                 "cooperate": [write(f"<think>A map helps.</think>{modality('depth').request}")] + draw + [write("<think>I see.</think>" + answer)]}[mode]
+                 "cooperate": [asks] + draw + [write("<think>I see.</think>" + answer)]}[mode]
         return Trace(mode, question, [picture], steps, tokens=3 * sum(any(s.sampled) for s in steps), seconds=.1, finished=True)
     def drawing(self, picture, name, seed):
         row = ROWS[known(picture)]
@@ -51,4 +52,6 @@ class Cooper:
         self.model, self.processor = torch.nn.Linear(2, 2), type("Processor", (), dict(protocol=tiny_protocol(NEAR, FAR, CLASSES)))
         with torch.no_grad(): [p.fill_(weight) for p in self.model.parameters()]
     def engine(self, **options): return Engine(self, **options)
-    def ask(self, picture, question, mode="cooperate", seed=0, **options): return Engine(self).run([Engine(self).request(picture, question, mode, (seed,))])[0]
+    def ask(self, picture, question, mode="cooperate", seed=0, **options):
+        engine = self.engine(**options)
+        return engine.run([engine.request(picture, question, mode, (seed,))])[0]

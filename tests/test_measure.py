@@ -22,8 +22,8 @@ def right(bench): # an answerer that knows
 
 
 def rows(right, kind="depth", mode="direct", checkpoint=""):
-    return [dict(checkpoint=checkpoint, mode=mode, kind=kind, data_id=f"{kind}{i}", correct=bool(c), chance=.5, constant=i % 2 == 0, valid=True, calls=1, tokens=4,
-                 seconds=.5) for i, c in enumerate(right)]
+    return [dict(checkpoint=checkpoint, mode=mode, kind=kind, data_id=f"{kind}{i}", correct=bool(c), chance=.5, constant=i % 2 == 0, valid=True,
+                 calls=1, tokens=4, seconds=.5) for i, c in enumerate(right)]
 
 
 def plain(records): return [{k: v for k, v in r.items() if k != "seconds"} for r in records]

@@ -1,5 +1,5 @@
 "The report is one whole file that tells what was run; the demonstration fails loudly; the explorer lives without a display."
-import re, subprocess, sys
+import base64, io, os, re, subprocess, sys
 
 import nbformat
 import numpy as np
@@ -12,12 +12,12 @@ from cooper.measure.benchmarks import benchmark, compare, evaluate, perception, 
 from cooper.model.modalities import png_bytes
 from cooper.perceive.data import read_amg
 from cooper.present.explorer import Explorer, TourParameters
-from cooper.present.report import (RECIPE, Step, accuracy_figure, best_and_worst, build_report, demo, depth_calibration, depth_cases, difference_figure, executed,
-                                   glance, page, segmentation_cases, telling, trace_cases, trace_figure)
+from cooper.present.report import (RECIPE, Step, accuracy_figure, best_and_worst, build_report, demo, depth_calibration, depth_cases,
+                                   difference_figure, executed, glance, page, segmentation_cases, telling, trace_cases, trace_figure)
 from house import NOTEBOOKS, cells
 from pretend import Cooper
 
-PNG = new_output("display_data", {"image/png": __import__("base64").b64encode(png_bytes(Image.new("RGB", (8, 8), "red"))).decode()})
+PNG = new_output("display_data", {"image/png": base64.b64encode(png_bytes(Image.new("RGB", (8, 8), "red"))).decode()})
 KERNEL = {"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}
 
 
@@ -43,14 +43,14 @@ def measured():
 
 def is_picture(plate):
     data = plate._repr_png_()
-    return data[:4] == b"\x89PNG" and len(np.unique(np.asarray(Image.open(__import__("io").BytesIO(data)).convert("L")))) > 20
+    return data[:4] == b"\x89PNG" and len(np.unique(np.asarray(Image.open(io.BytesIO(data)).convert("L")))) > 20
 
 
 def test_figures_are_pictures(measured, tmp_path):
     cooper, bench, records, drawn = measured
     named = [[r | dict(checkpoint=n) for r in records] for n in ("before", "after")]
-    for plate in (accuracy_figure(summarise(records)), accuracy_figure(summarise(sum(named, []))), difference_figure(compare(*named)), depth_cases(drawn.cases[:2]),
-                  segmentation_cases(drawn.cases[:2]), depth_calibration(drawn.cases)): assert is_picture(plate)
+    for plate in (accuracy_figure(summarise(records)), accuracy_figure(summarise(sum(named, []))), difference_figure(compare(*named)),
+                  depth_cases(drawn.cases[:2]), segmentation_cases(drawn.cases[:2]), depth_calibration(drawn.cases)): assert is_picture(plate)
     assert depth_cases(drawn.cases[:1]).save(tmp_path / "one.png").stat().st_size < 200_000
 
 
@@ -86,8 +86,11 @@ def test_best_and_worst_are_in_order(measured):
 
 def test_report_is_one_page_that_fetches_nothing(tmp_path):
     notebook(tmp_path, "two", text("<b>second</b>"), start="2026-01-02")
-    notebook(tmp_path, "one", new_code_cell("x = 1", outputs=[new_output("stream", name="stderr", text="99% of a bar")]), new_code_cell("y", outputs=[PNG]))
-    (tmp_path / "run").mkdir(); (tmp_path / "run/run.json").write_text('{"started": "2026", "commit": "abcdef0123456789", "versions": {"torch": "9.9"}, "machine": {"cores": 2}}')
+    bar = new_code_cell("x = 1", outputs=[new_output("stream", name="stderr", text="99% of a bar")])
+    notebook(tmp_path, "one", bar, new_code_cell("y", outputs=[PNG]))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text('{"started": "2026", "commit": "abcdef0123456789", "versions": {"torch": "9.9"}, ' \
+                                           '"machine": {"cores": 2}}')
     whole = build_report(tmp_path).read_text(encoding="utf-8")
     assert not re.search(r"""(src|href)\s*=\s*["'](https?:|//)|@import|url\(http""", whole)
     assert whole.index("A promise of one.") < whole.index("A promise of two.") # in the order of their runs
@@ -107,7 +110,8 @@ def test_front_page_takes_what_is_tagged(tmp_path):
 
 def test_of_a_notebook_that_ran_twice_the_front_shows_the_last(tmp_path):
     for name, start in (("before", "2026-01-01"), ("after", "2026-01-02")):
-        notebook(tmp_path, name, new_code_cell("", outputs=[new_output("display_data", {"text/html": f"<i>{name}</i>"})], metadata={"tags": ["front"]}), start=start)
+        shown = new_output("display_data", {"text/html": f"<i>{name}</i>"})
+        notebook(tmp_path, name, new_code_cell("", outputs=[shown], metadata={"tags": ["front"]}), start=start)
     whole = build_report(tmp_path).read_text(encoding="utf-8")
     front = whole[:whole.index("<section class='notebook'")]
     assert "<i>after</i>" in front and "<i>before</i>" not in front and "<i>before</i>" in whole
@@ -151,7 +155,8 @@ def test_recipe_fits_its_notebooks():
 
 
 def test_demo_stops_at_a_failing_step(tmp_path, capsys):
-    nb = new_notebook(metadata=KERNEL, cells=[new_code_cell("x = 1", metadata={"tags": ["parameters"]}), new_code_cell("assert x < 3, f'x is {x}; expected less than 3'\nx")])
+    nb = new_notebook(metadata=KERNEL, cells=[new_code_cell("x = 1", metadata={"tags": ["parameters"]}),
+                                              new_code_cell("assert x < 3, f'x is {x}; expected less than 3'\nx")])
     nbformat.write(nb, tmp_path / "source.ipynb")
     steps = [Step(str(tmp_path / "source"), f"step{x}", 1, dict(x=x)) for x in (2, 3, 4)]
     assert demo(tmp_path / "out", recipe=steps) == 1
@@ -196,8 +201,9 @@ def test_the_first_state_is_there_without_a_kernel(monkeypatch):
 
 
 def test_explorer_imports_without_a_display():
-    code = "import sys, cooper.present.explorer, cooper.present.report; assert 'ipywidgets' not in sys.modules and 'matplotlib.pyplot' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={k: v for k, v in __import__("os").environ.items() if k != "DISPLAY"})
+    code = "import sys, cooper.present.explorer, cooper.present.report; assert not {'ipywidgets', 'matplotlib.pyplot'} & set(sys.modules)"
+    bare = {k: v for k, v in os.environ.items() if k != "DISPLAY"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=bare)
     assert done.returncode == 0, done.stderr
 
 

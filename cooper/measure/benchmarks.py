@@ -29,7 +29,7 @@ __all__ = ['LATER', 'Estimate', 'bootstrap', 'Table', 'Benchmark', 'scene_questi
            'save_tables']
 
 # %% ../../nbs/41_benchmarks.ipynb #4f4febf7
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Estimate:
     "A number, where it may really lie (95 %), and how many things it was counted on."
     value: float
@@ -40,6 +40,7 @@ class Estimate:
     def _show(self, x):
         if self.unit == "%": return f"{100 * x:.0f}"
         return f"{100 * x:+.0f}" if self.unit == "points" else f"{x:.3f}"
+    def __repr__(self): return f"{self}, n={self.n}"
     def __str__(self):
         unit = {"%": " %", "points": "", "": ""}.get(self.unit, f" {self.unit}")
         return f"{self._show(self.value)}{unit} [{self._show(self.low)}, {self._show(self.high)}]"
@@ -156,11 +157,14 @@ def scene_questions(
     found = {k: _of_kind(load_facts(folder), k, seed, polarity) for k in kinds}
     shares = {k: count // len(kinds) + (i < count % len(kinds)) for i, k in enumerate(kinds)}
     for k, n in shares.items():
-        if len(found[k]) < n: raise ValueError(f"{folder}: its scenes offer {len(found[k])} {polarity} questions of kind '{k}', {n} were asked for; ask for fewer, or render more scenes")
+        if len(found[k]) >= n: continue
+        raise ValueError(f"{folder}: its scenes offer {len(found[k])} {polarity} questions of kind '{k}', {n} were asked for; "
+                         "ask for fewer, or render more scenes")
     return Benchmark("scenes", folder, tuple(_spread([found[k][:n] for k, n in shares.items()])), {k: _common(qs) for k, qs in found.items()})
 
 # %% ../../nbs/41_benchmarks.ipynb #6acc995f
-LATER = ("sibench", "cv-bench", "blink", "mmvp", "mmbench", "q-spatial", "vsr", "sat", "vsi-bench", "nyu", "kitti", "vlmevalkit", "lmms-eval", "extraction")
+LATER = ("sibench", "cv-bench", "blink", "mmvp", "mmbench", "q-spatial", "vsr", "sat", "vsi-bench", "nyu", "kitti",
+         "vlmevalkit", "lmms-eval", "extraction")
 
 def benchmark(
     name: str = "scenes",
@@ -191,7 +195,8 @@ def record(trace: Trace, q: Question, bench: Benchmark, checkpoint: str = "", se
     return dict(checkpoint=checkpoint, mode=trace.mode, data_id=q.data_id, kind=q.kind, polarity=q.polarity, image=q.image, question=q.question,
         truth=q.answer, choices=list(q.choices), chance=q.chance, constant=place(q) == bench.constants[q.kind], prediction=trace.answer,
         correct=trace.answer is not None and bool(same(trace.answer, q.answer, q.kind, q.choices)), valid=bool(trace.format_ok(trace.mode)),
-        calls=len(trace.drawn), drawn=list(trace.drawn), tokens=trace.tokens, seconds=round(trace.seconds if seconds is None else seconds, 3), text=words)
+        calls=len(trace.drawn), drawn=list(trace.drawn), tokens=trace.tokens, text=words,
+        seconds=round(trace.seconds if seconds is None else seconds, 3))
 
 # %% ../../nbs/41_benchmarks.ipynb #0d8a530e
 def fingerprint(model: torch.nn.Module) -> str: # 16 hex digits
@@ -267,7 +272,8 @@ def summarise(
     if not records: raise ValueError("summarise: there are no records; expected those of `evaluate`")
     rows = [dict(checkpoint=c, mode=m, kind=k, **_line(group, seed)) for c, m, k, group in _groups(records)]
     columns = {k: v for k, v in _HEADS.items() if k != "checkpoint" or len({r["checkpoint"] for r in rows}) > 1}
-    return Table(rows, columns, "Answers", "Uniform: a guess among the choices. Constant: always the most common answer of the kind. Drawings, tokens and seconds are per question.")
+    return Table(rows, columns, "Answers", "Uniform: a guess among the choices. Constant: always the most common answer of the kind. "
+                 "Drawings, tokens and seconds are per question.")
 
 # %% ../../nbs/41_benchmarks.ipynb #44b57660
 def grid(
@@ -277,14 +283,16 @@ def grid(
     "Accuracy only: a row per kind, a column per mode."
     checkpoint = summary.rows[-1]["checkpoint"] if checkpoint is None else checkpoint
     mine = summary.where(checkpoint=checkpoint)
-    if not mine: raise ValueError(f"grid: checkpoint {checkpoint!r} is not in the summary; expected one of {', '.join(dict.fromkeys(summary.column('checkpoint')))}")
+    names = ", ".join(dict.fromkeys(summary.column("checkpoint")))
+    if not mine: raise ValueError(f"grid: checkpoint {checkpoint!r} is not in the summary; expected one of {names}")
     kinds, modes = dict.fromkeys(r["kind"] for r in mine), dict.fromkeys(r["mode"] for r in mine)
     rows = []
     for k in kinds:
         line = {r["mode"]: r for r in mine if r["kind"] == k}
         first = next(iter(line.values()))
         rows.append(dict(kind=k, n=first["n"], guess=max(first["chance"], first["constant"]), **{m: line[m]["accuracy"] for m in modes if m in line}))
-    return Table(rows, dict(kind="kind", n="n", guess="best guess %") | {m: m for m in modes}, f"Accuracy {checkpoint}".strip(), "Best guess: the better of uniform and constant guessing.")
+    columns = dict(kind="kind", n="n", guess="best guess %") | {m: m for m in modes}
+    return Table(rows, columns, f"Accuracy {checkpoint}".strip(), "Best guess: the better of uniform and constant guessing.")
 
 # %% ../../nbs/41_benchmarks.ipynb #28f5e46b
 def _paired(before, after):
@@ -304,10 +312,12 @@ def compare(
     pairs, rows = _paired(before, after), []
     for _, mode, kind, new in _groups([b | dict(checkpoint="", was=a["correct"]) for a, b in pairs]):
         change = [float(r["correct"]) - r["was"] for r in new]
-        rows.append(dict(mode=mode, kind=kind, n=len(new), before=float(np.mean([r["was"] for r in new])), after=float(np.mean([r["correct"] for r in new])),
+        before, after = (float(np.mean([r[key] for r in new])) for key in ("was", "correct"))
+        rows.append(dict(mode=mode, kind=kind, n=len(new), before=before, after=after,
             difference=bootstrap(change, seed=seed, unit="points"), gained=sum(c > 0 for c in change), lost=sum(c < 0 for c in change)))
-    return Table(rows, dict(mode="mode", kind="kind", n="n", before="before %", after="after %", difference="difference [95 %]", gained="gained", lost="lost"),
-                 "Before and after", "Difference in percentage points on the same questions; gained: wrong before and right after. An interval that holds 0 shows no sure change.")
+    columns = {k: k for k in ("mode", "kind", "n", "before", "after", "difference", "gained", "lost")}
+    return Table(rows, columns | dict(before="before %", after="after %", difference="difference [95 %]"), "Before and after",
+        "Difference in percentage points on the same questions; gained: wrong before and right after. An interval that holds 0 shows no sure change.")
 
 # %% ../../nbs/41_benchmarks.ipynb #f884e2a9
 def resized_depth(metres: np.ndarray, shape: tuple) -> np.ndarray:
@@ -431,7 +441,8 @@ def segmented(counts: np.ndarray, classes: list) -> dict:
     return matrix.result()
 
 # %% ../../nbs/41_benchmarks.ipynb #a546b667
-_DEPTH = (("absrel", "AbsRel", ""), ("rmse", "RMSE", "m"), ("log10", "log10", ""), ("silog", "SILog", ""), ("delta1", "δ < 1.25", "%"), ("delta2", "δ < 1.25²", "%"), ("delta3", "δ < 1.25³", "%"))
+_DEPTH = (("absrel", "AbsRel", ""), ("rmse", "RMSE", "m"), ("log10", "log10", ""), ("silog", "SILog", ""),
+          ("delta1", "δ < 1.25", "%"), ("delta2", "δ < 1.25²", "%"), ("delta3", "δ < 1.25³", "%"))
 
 def _depth_rows(rows, seed):
     for key, label, unit in _DEPTH:
@@ -481,7 +492,8 @@ class EvalParameters:
     def __post_init__(self):
         unknown = [m for m in self.modes if m not in MODES]
         if unknown or not self.modes: raise ValueError(f"modes: {', '.join(unknown) or 'none given'}; expected some of {', '.join(MODES)}")
-        if len(dict(self.named)) < len(self.checkpoints): raise ValueError(f"checkpoints: two have the same name in {', '.join(self.checkpoints)}; write name=folder")
+        if len(dict(self.named)) < len(self.checkpoints):
+            raise ValueError(f"checkpoints: two have the same name in {', '.join(self.checkpoints)}; write name=folder")
 
 # %% ../../nbs/41_benchmarks.ipynb #b190e328
 @patch(as_prop=True)
@@ -495,5 +507,6 @@ def named(self: EvalParameters) -> list: # [(name, folder)]
 
 def save_tables(out, **tables: Table) -> object: # path of results.json
     "Write tables as plain numbers below `out`."
-    with write_whole(resolve(out) / "results.json") as aside: aside.write_text(json.dumps({k: t.to_dict() for k, t in tables.items()}, indent=1), encoding="utf-8")
+    text = json.dumps({k: t.to_dict() for k, t in tables.items()}, indent=1)
+    with write_whole(resolve(out) / "results.json") as aside: aside.write_text(text, encoding="utf-8")
     return resolve(out) / "results.json"

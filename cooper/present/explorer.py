@@ -49,7 +49,8 @@ def screen(
 
 def _closing(trace): # the answer and what it cost
     answer = chip(trace.answer if trace.answer is not None else "no answer", "#2b4a6b" if trace.answer is not None else "#b2182b")
-    return f"{answer} <small style='opacity:.7'>{trace.mode} · {counted(trace.calls, 'drawing')} · {counted(trace.tokens, 'token')} · {trace.seconds:.1f} s</small>"
+    spent = f"{trace.mode} · {counted(trace.calls, 'drawing')} · {counted(trace.tokens, 'token')} · {trace.seconds:.1f} s"
+    return f"{answer} <small style='opacity:.7'>{spent}</small>"
 
 # %% ../../nbs/61_explorer.ipynb #eedb6ff8
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -92,7 +93,8 @@ def _controls(self: Explorer, question, mode):
     import ipywidgets as w
     wide, label = w.Layout(width="32em"), {"description_width": "5em"}
     self.picture_menu = w.Dropdown(options=[(f"{i}: {p.name}", i) for i, p in enumerate(self.files)], description="picture", layout=wide, style=label)
-    self.question_box = w.Text(value=question, placeholder="Ask about the picture", description="question", layout=wide, style=label, continuous_update=False)
+    self.question_box = w.Text(value=question, placeholder="Ask about the picture", description="question", layout=wide, style=label,
+                               continuous_update=False)
     self.mode_menu = w.Dropdown(options=list(MODES.items()), value=mode, description="mode", layout=wide, style=label)
     self.ask_button = w.Button(description="ask", button_style="primary")
     self.step_slider = w.IntSlider(value=0, min=0, max=0, description="step", layout=wide, style=label, disabled=True)
@@ -150,7 +152,8 @@ def _ipython_display_(self: Explorer):
     from IPython.display import HTML, display
     bundle = self.controls._repr_mimebundle_()
     live = bundle[0] if isinstance(bundle, tuple) else bundle
-    display(live | {"text/html": "<small>(The controls need a live kernel; this is the first state.)</small>", "text/plain": "explorer controls"}, raw=True)
+    without = "<small>(The controls need a live kernel; this is the first state.)</small>"
+    display(live | {"text/html": without, "text/plain": "explorer controls"}, raw=True)
     self._handle = display(HTML(self._repr_html_()), display_id=True)
 
 # %% ../../nbs/61_explorer.ipynb #8010bbff
@@ -172,5 +175,6 @@ class TourParameters:
         "The question, with names from the scene's facts where it asks for them."
         if "{a}" not in self.question: return self.question
         known = referable(load_facts(self.pictures)[self.picture])
-        if len(known) < 2: raise ValueError(f"picture {self.picture} of {self.pictures} has no two objects with names of their own; choose another, or a question without {{a}} and {{b}}")
+        if len(known) < 2: raise ValueError(f"picture {self.picture} of {self.pictures} has no two objects with names of their own; "
+                                            "choose another, or a question without {a} and {b}")
         return self.question.format(a=thing_name(known[0]), b=thing_name(known[1]))

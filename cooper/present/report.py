@@ -66,7 +66,8 @@ def _bars(ax, groups, label, colour, place, width): # one series: a bar in each 
 
 def _guesses(ax, groups): # the better blind guess of each group
     for i, r in enumerate(groups):
-        ax.plot([i - .45, i + .45], [100 * max(r["chance"], r["constant"])] * 2, color="black", ls=(0, (3, 2)), lw=1.1, label="best blind guess" if i == 0 else None)
+        guess, label = 100 * max(r["chance"], r["constant"]), "best blind guess" if i == 0 else None
+        ax.plot([i - .45, i + .45], [guess, guess], color="black", ls=(0, (3, 2)), lw=1.1, label=label)
 
 # %% ../../nbs/63_report.ipynb #4ee21319
 def _panel(ax, series, colours, title=""): # series: name -> rows, one row for each kind
@@ -105,7 +106,8 @@ def difference_figure(
     ax = axes[0, 0]
     for y, r in enumerate(rows):
         e, strong = r["difference"], r["kind"] == "all"
-        ax.plot([100 * e.low, 100 * e.high], [y, y], color=COLOURS.get(r["mode"], "#555555"), lw=4 if strong else 1.6, alpha=1 if strong else .7, solid_capstyle="butt")
+        look = dict(lw=4) if strong else dict(lw=1.6, alpha=.7)
+        ax.plot([100 * e.low, 100 * e.high], [y, y], color=COLOURS.get(r["mode"], "#555555"), solid_capstyle="butt", **look)
         ax.plot(100 * e.value, y, "o", color="black", ms=4 if strong else 3)
     ax.axvline(0, color="black", lw=.8)
     ax.set_yticks(range(len(rows)), [f"{r['mode']}, {r['kind']} (n={r['n']})" for r in rows], fontsize=7.5)
@@ -153,7 +155,8 @@ def depth_calibration(
     from matplotlib.colors import LogNorm
     fig, axes = _figure(4.6, 3.8)
     ax, ends = axes[0, 0], np.array([NEAR, FAR])
-    true, drawn = (np.concatenate([m[c.depth > 0] for c, m in pairs]) for pairs in ([(c, c.depth) for c in cases], [(c, c.depth_on_truth) for c in cases]))
+    true = np.concatenate([c.depth[c.depth > 0] for c in cases])
+    drawn = np.concatenate([c.depth_on_truth[c.depth > 0] for c in cases])
     image = ax.hist2d(true, drawn, bins=90, range=[ends, ends], norm=LogNorm(), cmap="Blues")[3]
     ax.plot(ends, ends, color="black", lw=.8, ls="--")
     for f in (.95, 1.05): ax.plot(ends, f * ends, color="black", lw=.8, ls=":")
@@ -196,11 +199,13 @@ def segmentation_cases(
 # %% ../../nbs/63_report.ipynb #3c2ee884
 def image_html(picture, width=150, alt="") -> str: # PIL or PNG bytes, inline
     data = picture if isinstance(picture, bytes) else png_bytes(picture, 256)
-    return (f"<img alt='{html.escape(alt)}' width='{width}' style='image-rendering:pixelated;display:block;border:1px solid rgba(128,128,128,.5);background:#fff' "
+    style = "image-rendering:pixelated;display:block;border:1px solid rgba(128,128,128,.5);background:#fff"
+    return (f"<img alt='{html.escape(alt)}' width='{width}' style='{style}' "
             f"src='data:image/png;base64,{base64.b64encode(data).decode()}'>")
 
 def captioned(picture, caption, width=150) -> str:
-    return f"<figure style='margin:0 1em .5em 0'>{image_html(picture, width, caption)}<figcaption style='font-size:.8em;opacity:.8'>{html.escape(caption)}</figcaption></figure>"
+    below = f"<figcaption style='font-size:.8em;opacity:.8'>{html.escape(caption)}</figcaption>"
+    return f"<figure style='margin:0 1em .5em 0'>{image_html(picture, width, caption)}{below}</figure>"
 
 def row_of(*parts) -> str: return f"<div style='display:flex;flex-wrap:wrap;align-items:flex-start;margin:.4em 0'>{''.join(parts)}</div>"
 
@@ -213,7 +218,8 @@ def chip(text, colour) -> str:
 def ruler(near: float = NEAR, far: float = FAR, width: int = 200) -> str:
     "A strip of depth colours with its metres, HTML."
     stops = ",".join(f"rgb({','.join(str(int(255 * v)) for v in spectral()[i])})" for i in range(0, 256, 15))
-    return (f"<div style='font-size:.75em;display:flex;align-items:center;gap:.5em'>{near:g} m<div style='width:{width}px;height:.7em;border-radius:3px;"
+    return (f"<div style='font-size:.75em;display:flex;align-items:center;gap:.5em'>{near:g} m"
+            f"<div style='width:{width}px;height:.7em;border-radius:3px;"
             f"background:linear-gradient(90deg,{stops})'></div>{far:g} m</div>")
 
 # %% ../../nbs/63_report.ipynb #d0c079ca
@@ -231,10 +237,12 @@ def _drawing(step, case) -> str: # a drawn map beside the truth, HTML
     seen = step.map.show() if isinstance(step.map, DepthMap) else step.picture
     if case is None or step.map is None: return row_of(captioned(seen, f"drawn {step.modality}"))
     scale = ruler(step.map.near, step.map.far) if isinstance(step.map, DepthMap) and step.map.unit == "m" else ""
-    return row_of(captioned(seen, f"drawn {step.modality}{_agreement(_beside(step, case))}"), captioned(_truth(step, case), f"true {step.modality}")) + scale
+    drawn, true = f"drawn {step.modality}{_agreement(_beside(step, case))}", f"true {step.modality}"
+    return row_of(captioned(seen, drawn), captioned(_truth(step, case), true)) + scale
 
 def _truth(step, case): # the map that should have been drawn, as a picture
-    return DepthMap(case.depth, step.map.near, step.map.far).show() if isinstance(step.map, DepthMap) else Image.fromarray(_painted(case.labels, case.classes))
+    if isinstance(step.map, DepthMap): return DepthMap(case.depth, step.map.near, step.map.far).show()
+    return Image.fromarray(_painted(case.labels, case.classes))
 
 def _agreement(case) -> str: # how good a drawing is, in words
     if case.drawn_depth is not None: return f", AbsRel {case.depth_quality['absrel']:.3f}"
@@ -254,8 +262,9 @@ class TraceCase:
         for s in t.steps: steps.append(words(s.text) if s.kind == "write" else _drawing(s, self.case))
         answer = chip(f"{'✓' if self.correct else '✗'} {t.answer if t.answer is not None else 'no answer'}", "#1b7837" if self.correct else "#b2182b")
         verdict = answer + ("" if self.correct else f" <span style='font-size:.9em'>right: {html.escape(self.truth)}</span>")
-        cost = f"<span style='font-size:.8em;opacity:.7;margin-left:1em'>{t.mode} · {counted(t.calls, 'drawing')} · {counted(t.tokens, 'token')}</span>"
-        body = f"<div style='flex:1;min-width:20em'><b>{html.escape(t.question)}</b>{''.join(steps)}<p style='margin:.5em 0 0'>{verdict}{cost}</p></div>"
+        spent = f"{t.mode} · {counted(t.calls, 'drawing')} · {counted(t.tokens, 'token')}"
+        last = f"<p style='margin:.5em 0 0'>{verdict}<span style='font-size:.8em;opacity:.7;margin-left:1em'>{spent}</span></p>"
+        body = f"<div style='flex:1;min-width:20em'><b>{html.escape(t.question)}</b>{''.join(steps)}{last}</div>"
         return (f"<div style='border:1px solid rgba(128,128,128,.35);border-radius:6px;padding:.8em;margin:.6em 0'>"
                 + row_of(captioned(t.pictures[0], self.title or "picture", 190), body) + "</div>")
 
@@ -297,9 +306,9 @@ def trace_figure(tc: TraceCase) -> Plate:
     fig, axes = _figure(1.6 * sum(wide), 2.1, ncols=len(panels), width_ratios=wide)
     for ax, (head, p) in zip(axes[0], panels):
         if not isinstance(p, str): _show(ax, p, head); continue
-        ax.set_axis_off(); ax.set_title(head, fontsize=9); ax.set_box_aspect(1 / wide[list(axes[0]).index(ax)]) # as high as the pictures
-        colour = "black" if head == "thought" else "#1b7837" if tc.correct else "#b2182b"
-        ax.text(.5, .98 if head == "thought" else .6, textwrap.fill(p, 26) if head == "thought" else p, ha="center", va="top", fontsize=7.2 if head == "thought" else 9, color=colour)
+        ax.set_title(head, fontsize=9); ax.set_axis_off(); ax.set_box_aspect(1 / wide[list(axes[0]).index(ax)]) # as high as the pictures
+        if head == "thought": ax.text(.5, .98, textwrap.fill(p, 26), ha="center", va="top", fontsize=7.2)
+        else: ax.text(.5, .6, p, ha="center", va="top", fontsize=9, color="#1b7837" if tc.correct else "#b2182b")
     fig.suptitle(f"{tc.trace.question} ({tc.trace.mode})", fontsize=10, fontweight="bold")
     return Plate(fig)
 
@@ -336,7 +345,9 @@ class Executed:
     @property
     def run(self): return self.notebook.metadata.get("papermill", {}) # what papermill noted: parameters, duration, exception
     @property
-    def failed(self): return bool(self.run.get("exception")) or any(o.output_type == "error" for c in self.notebook.cells for o in c.get("outputs", []))
+    def failed(self):
+        errors = [o for c in self.notebook.cells for o in c.get("outputs", []) if o.output_type == "error"]
+        return bool(self.run.get("exception") or errors)
     @property
     def seconds(self): return self.run.get("duration") or 0.0
     def _found(self, pattern):
@@ -383,7 +394,8 @@ _TEMPLATE = """{% extends 'basic/index.html.j2' %}
 def _exporter():
     from jinja2 import DictLoader
     from nbconvert import HTMLExporter
-    return HTMLExporter(extra_loaders=[DictLoader({"folded.html.j2": _TEMPLATE})], template_file="folded.html.j2", exclude_input_prompt=True, exclude_output_prompt=True, exclude_anchor_links=True)
+    return HTMLExporter(extra_loaders=[DictLoader({"folded.html.j2": _TEMPLATE})], template_file="folded.html.j2",
+                        exclude_input_prompt=True, exclude_output_prompt=True, exclude_anchor_links=True)
 
 def _body(notebook, anchor) -> str:
     "A notebook as an HTML fragment; ids of its cells start with `anchor`."
@@ -415,7 +427,8 @@ def _ran_on(records) -> str: # one line
     r = records[-1]
     machine, versions = r.get("machine", {}), r.get("versions", {})
     parts = [machine.get("platform", ""), f"{machine.get('cores', '?')} cores", *machine.get("gpus", [])]
-    parts += [f"{k} {versions[k]}" for k in ("python", "torch", "transformers", "trl") if k in versions] + [f"commit {r.get('commit', 'unknown')[:12]}"]
+    parts += [f"{k} {versions[k]}" for k in ("python", "torch", "transformers", "trl") if k in versions]
+    parts += [f"commit {r.get('commit', 'unknown')[:12]}"]
     return " · ".join(p for p in parts if p)
 
 # %% ../../nbs/63_report.ipynb #7908750a
@@ -426,9 +439,11 @@ def _contents(notebooks) -> str: # the table of what was run
     for e in notebooks:
         given = ", ".join(f"{k} = {v}" for k, v in e.run.get("parameters", {}).items()).replace(f"{root()}/", "")
         state = "<b class='bad'>failed</b>" if e.failed else "done"
-        rows += (f"<tr><td><a href='#{e.name}'>{html.escape(e.name)}</a></td><td>{html.escape(e.title)}<br><small>{html.escape(e.promise)}</small></td>"
+        rows += (f"<tr><td><a href='#{e.name}'>{html.escape(e.name)}</a></td>"
+                 f"<td>{html.escape(e.title)}<br><small>{html.escape(e.promise)}</small></td>"
                  f"<td><small>{html.escape(given) or '–'}</small></td><td class='n'>{_clock(e.seconds)}</td><td>{state}</td></tr>")
-    return f"<table class='runs'><thead><tr><th>notebook</th><th>what it does</th><th>parameters</th><th>time</th><th></th></tr></thead><tbody>{rows}</tbody></table>"
+    head = "".join(f"<th>{h}</th>" for h in ("notebook", "what it does", "parameters", "time", ""))
+    return f"<table class='runs'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 # %% ../../nbs/63_report.ipynb #2c19d48a
 def _percent(e, digits=0): return f"{100 * e['value']:.{digits}f}"
@@ -441,7 +456,8 @@ def _answer_tiles(rows): # one for each mode: all kinds, first checkpoint to las
     for mode in dict.fromkeys(r["mode"] for r in rows):
         mine = [r for r in rows if r["mode"] == mode]
         number = " → ".join(_percent(r["accuracy"]) for r in (mine[0], mine[-1])[-len(mine):]) # before → after, where there are two checkpoints
-        yield _tile(number + " %", f"right in mode {mode} {_interval(mine[-1]['accuracy'], 100, 0)}, n={mine[-1]['n']}; best blind guess {100 * max(mine[-1]['chance'], mine[-1]['constant']):.0f} %")
+        r, guess = mine[-1], 100 * max(mine[-1]["chance"], mine[-1]["constant"])
+        yield _tile(number + " %", f"right in mode {mode} {_interval(r['accuracy'], 100, 0)}, n={r['n']}; best blind guess {guess:.0f} %")
 
 # %% ../../nbs/63_report.ipynb #4492035e
 def _drawing_tiles(table):
@@ -449,7 +465,9 @@ def _drawing_tiles(table):
     if "AbsRel" in rows:
         e, blind = rows["AbsRel"][last], rows["AbsRel"]["baseline"]
         yield _tile(f"{e['value']:.3f}", f"AbsRel of drawn depth {_interval(e)}, {rows['AbsRel']['n']} scenes; never looking: {blind['value']:.3f}")
-    if "mIoU" in rows: yield _tile(f"{_percent(rows['mIoU'][last])} %", f"mIoU of drawn classes {_interval(rows['mIoU'][last], 100, 0)}, {rows['mIoU']['n']} scenes")
+    if "mIoU" in rows:
+        e = rows["mIoU"][last]
+        yield _tile(f"{_percent(e)} %", f"mIoU of drawn classes {_interval(e, 100, 0)}, {rows['mIoU']['n']} scenes")
 
 def glance(folder) -> str:
     "The newest results below a folder as a row of large numbers, HTML; '' if there are none."
@@ -464,12 +482,17 @@ _CSS = """
 :root{color-scheme:light dark;--fg:#1d2127;--bg:#fff;--soft:#f4f5f7;--line:#d5d9df;--link:#0b62a8;--bad:#b2182b}
 @media(prefers-color-scheme:dark){:root{--fg:#dfe3e8;--bg:#15181c;--soft:#1f242a;--line:#3a414a;--link:#79b8f3;--bad:#ff7b72}}
 body{font:16px/1.55 system-ui,sans-serif;color:var(--fg);background:var(--bg);max-width:62rem;margin:0 auto;padding:1.5rem 1.2rem 6rem}
-a{color:var(--link)} h1{line-height:1.2} h2{margin-top:2.4em;border-bottom:1px solid var(--line)} section.notebook{border-top:3px solid var(--line);margin-top:4em}
-table{border-collapse:collapse;font-size:.92em;margin:.8em 0;display:block;overflow-x:auto;max-width:100%} th,td{padding:.3em .8em;text-align:left;vertical-align:top}
-thead th{border-bottom:1px solid var(--line)} td.n{white-space:nowrap} .runs td{border-bottom:1px solid var(--line)} small{opacity:.8} .bad{color:var(--bad)}
+a{color:var(--link)} h1{line-height:1.2} h2{margin-top:2.4em;border-bottom:1px solid var(--line)}
+section.notebook{border-top:3px solid var(--line);margin-top:4em}
+table{border-collapse:collapse;font-size:.92em;margin:.8em 0;display:block;overflow-x:auto;max-width:100%}
+th,td{padding:.3em .8em;text-align:left;vertical-align:top}
+thead th{border-bottom:1px solid var(--line)} td.n{white-space:nowrap} .runs td{border-bottom:1px solid var(--line)}
+small{opacity:.8} .bad{color:var(--bad)}
 img{max-width:100%;height:auto} .jp-RenderedImage img,.output_png img,div.output_area>img{background:#fff;border-radius:6px;padding:4px}
-pre{overflow-x:auto;font-size:.85em;background:var(--soft);padding:.6em .8em;border-radius:5px} blockquote{margin:.5em 0;padding-left:1em;border-left:3px solid var(--line);opacity:.9}
-.tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(11rem,1fr));gap:.8rem;margin:1.5rem 0} .tile{background:var(--soft);border-radius:8px;padding:.8rem 1rem}
+pre{overflow-x:auto;font-size:.85em;background:var(--soft);padding:.6em .8em;border-radius:5px}
+blockquote{margin:.5em 0;padding-left:1em;border-left:3px solid var(--line);opacity:.9}
+.tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(11rem,1fr));gap:.8rem;margin:1.5rem 0}
+.tile{background:var(--soft);border-radius:8px;padding:.8rem 1rem}
 .tile b{display:block;font-size:1.5em;line-height:1.3} .tile span{font-size:.82em;opacity:.85}
 details.code{margin:.3em 0} details.code>summary{cursor:pointer;font-size:.8em;opacity:.6} nav a{margin-right:1.2em} .prompt{display:none}
 """
@@ -478,19 +501,23 @@ details.code{margin:.3em 0} details.code>summary{cursor:pointer;font-size:.8em;o
 def _styles() -> str:
     "Own style and that of highlighted code, for light and dark."
     from pygments.formatters import HtmlFormatter
-    dark = HtmlFormatter(style="github-dark").get_style_defs(".highlight")
-    return _CSS + HtmlFormatter(style="default", nobackground=True).get_style_defs(".highlight") + "@media(prefers-color-scheme:dark){" + dark + ".highlight,.highlight pre{background:none}}"
+    light, dark = (HtmlFormatter(style=s, nobackground=True).get_style_defs(".highlight") for s in ("default", "github-dark"))
+    return _CSS + light + "@media(prefers-color-scheme:dark){" + dark + "}"
 
 def _html(title, notebooks, records, tiles="") -> str:
     shown = {e.title: e for e in notebooks if _front(e)}.values() # of a notebook that ran twice, the last
-    fronts = "".join(f"<h2 id='front-{e.name}'>{html.escape(e.title)}</h2><p>{html.escape(e.promise)} <a href='#{e.name}'>whole notebook</a></p>{_body(nb, 'front-' + e.name)}"
-                     for e in shown for nb in [_front(e)])
-    wholes = "".join(f"<section class='notebook' id='{e.name}'>{_body(e.notebook, e.name)}<p><a href='#top'>back to the front page</a></p></section>" for e in notebooks)
+    def front(e): return (f"<h2 id='front-{e.name}'>{html.escape(e.title)}</h2><p>{html.escape(e.promise)} <a href='#{e.name}'>whole notebook</a></p>"
+                          + _body(_front(e), "front-" + e.name))
+    def whole(e): return (f"<section class='notebook' id='{e.name}'>{_body(e.notebook, e.name)}"
+                          "<p><a href='#top'>back to the front page</a></p></section>")
     failed = "".join(f"<p class='bad'><b>{html.escape(e.name)} failed.</b> What follows is what there is.</p>" for e in notebooks if e.failed)
     nav = " ".join(f"<a href='#front-{e.name}'>{html.escape(e.title)}</a>" for e in shown)
-    return (f"<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{html.escape(title)}</title>"
-            f"<style>{_styles()}</style></head><body id='top'><h1>{html.escape(title)}</h1>{failed}<nav>{nav}</nav>{tiles}<h2>What was run</h2>"
-            f"<p>{html.escape(_ran_on(records))} · {_clock(sum(e.seconds for e in notebooks))} in all</p>{_contents(notebooks)}{fronts}{wholes}</body></html>")
+    seconds = _clock(sum(e.seconds for e in notebooks))
+    return (f"<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
+            f"<title>{html.escape(title)}</title><style>{_styles()}</style></head><body id='top'>"
+            f"<h1>{html.escape(title)}</h1>{failed}<nav>{nav}</nav>{tiles}<h2>What was run</h2>"
+            f"<p>{html.escape(_ran_on(records))} · {seconds} in all</p>{_contents(notebooks)}"
+            f"{''.join(map(front, shown))}{''.join(map(whole, notebooks))}</body></html>")
 
 # %% ../../nbs/63_report.ipynb #6bb8d89c
 def build_report(
@@ -515,7 +542,8 @@ class Step:
 
 RECIPE = (
     Step("10_amg", "10_amg", 75, dict(checkpoint="data/tiny-cooper", out="{out}/amg", steps=12, learning_rate=5e-5, evaluation_scenes=8)),
-    Step("20_sft", "20_sft", 75, dict(checkpoint="{out}/amg/model", out="{out}/sft", steps=12, learning_rate=5e-5, questions=10, evaluation_scenes=4)),
+    Step("20_sft", "20_sft", 75, dict(checkpoint="{out}/amg/model", out="{out}/sft", steps=12, learning_rate=5e-5, questions=10,
+                                      evaluation_scenes=4)),
     Step("40_eval", "40_eval_before", 90, dict(checkpoints="before={out}/sft/model", questions=60, out="{out}/eval")),
     Step("30_grpo", "30_grpo", 240, dict(checkpoint="{out}/sft/model", out="{out}/grpo", steps=10)),
     Step("40_eval", "40_eval_after", 90, dict(checkpoints="before={out}/sft/model,after={out}/grpo/model", questions=60, out="{out}/eval")),
@@ -548,7 +576,8 @@ def run_step(
     target, stop = out / f"{step.name}.ipynb", threading.Event()
     watcher = threading.Thread(target=_watch, args=(target, step, stop, say), daemon=True)
     watcher.start()
-    try: papermill.execute_notebook(str(root() / "nbs" / f"{step.notebook}.ipynb"), str(target), _filled(step.parameters, out), cwd=str(root()), kernel_name="python3", progress_bar=False)
+    source = root() / "nbs" / f"{step.notebook}.ipynb"
+    try: papermill.execute_notebook(source, target, _filled(step.parameters, out), cwd=root(), kernel_name="python3", progress_bar=False)
     finally: stop.set(); watcher.join()
     return target
 
