@@ -30,9 +30,10 @@ class Plate:
     figure: object # matplotlib Figure
     dpi: int = 84
     def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
+        buffer, small = io.BytesIO(), io.BytesIO()
         self.figure.savefig(buffer, format="png", dpi=self.dpi, facecolor="white")
-        return buffer.getvalue()
+        Image.open(buffer).convert("RGB").save(small, format="PNG", optimize=True)
+        return small.getvalue()
     def save(self, path) -> Path:
         with write_whole(path) as aside: aside.write_bytes(self._repr_png_())
         return resolve(path)
@@ -406,11 +407,10 @@ def _body(notebook, anchor) -> str:
 def _front(e: Executed):
     "The notebook's cells for the front page, without their code; None if there are none."
     import nbformat
-    cells = [c for c in e.notebook.cells if c.cell_type == "code" and "front" in c.metadata.get("tags", []) and c.outputs]
-    if not cells:
-        pictured = [c for c in e.notebook.cells if c.cell_type == "code" and any("image/png" in o.get("data", {}) for o in c.outputs)]
-        cells = pictured[-1:]
-    bare = [nbformat.v4.new_code_cell("", outputs=c.outputs) for c in cells]
+    code = [c for c in e.notebook.cells if c.cell_type == "code"]
+    shown = [c.outputs for c in code if "front" in c.metadata.get("tags", []) and c.outputs]
+    if not shown: shown = [pictures[-1:] for c in code if (pictures := [o for o in c.outputs if "image/png" in o.get("data", {})])]
+    bare = [nbformat.v4.new_code_cell("", outputs=outputs) for outputs in shown]
     return nbformat.v4.new_notebook(cells=bare) if bare else None
 
 # %% ../../nbs/63_report.ipynb #6b818192
