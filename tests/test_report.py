@@ -109,12 +109,14 @@ def test_front_page_takes_what_is_tagged(tmp_path):
 
 
 def test_of_a_notebook_that_ran_twice_the_front_shows_the_last(tmp_path):
-    for name, start in (("before", "2026-01-01"), ("after", "2026-01-02")):
+    notebook(tmp_path, "between", new_code_cell("", outputs=[PNG]), title="Another", start="2026-01-02")
+    for name, start in (("before", "2026-01-01"), ("after", "2026-01-03")):
         shown = new_output("display_data", {"text/html": f"<i>{name}</i>"})
         notebook(tmp_path, name, new_code_cell("", outputs=[shown], metadata={"tags": ["front"]}), start=start)
     whole = build_report(tmp_path).read_text(encoding="utf-8")
     front = whole[:whole.index("<section class='notebook'")]
     assert "<i>after</i>" in front and "<i>before</i>" not in front and "<i>before</i>" in whole
+    assert front.index("id='front-between'") < front.index("id='front-after'") # where it ran, not where it first ran
 
 
 def test_widgets_need_a_kernel_and_stay_out(tmp_path):

@@ -505,7 +505,8 @@ def _styles() -> str:
     return _CSS + light + "@media(prefers-color-scheme:dark){" + dark + "}"
 
 def _html(title, notebooks, records, tiles="") -> str:
-    shown = {e.title: e for e in notebooks if _front(e)}.values() # of a notebook that ran twice, the last
+    last = {e.title: e.name for e in notebooks if _front(e)} # of a notebook that ran twice, the last run is shown
+    shown = [e for e in notebooks if last.get(e.title) == e.name]
     def front(e): return (f"<h2 id='front-{e.name}'>{html.escape(e.title)}</h2><p>{html.escape(e.promise)} <a href='#{e.name}'>whole notebook</a></p>"
                           + _body(_front(e), "front-" + e.name))
     def whole(e): return (f"<section class='notebook' id='{e.name}'>{_body(e.notebook, e.name)}"
