@@ -331,7 +331,7 @@ class StageParameters:
         "The trainer's configuration; checkpoints go to `out/folder`."
         values = dict(output_dir=str(resolve(self.out) / folder), max_steps=self.steps, per_device_train_batch_size=self.batch_size,
             learning_rate=self.learning_rate, warmup_steps=self.warmup_steps, ema_decay=self.ema_decay, save_steps=self.save_steps,
-            stop_after=self.stop_after, seed=self.seed,
+            stop_after=self.stop_after, seed=self.seed, logging_steps=max(1, self.steps // 100),
             use_cpu=not torch.cuda.is_available())
         return SupervisedConfig(**values | changes)
 
