@@ -83,12 +83,14 @@ def test_only_whole_checkpoints_are_kept(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-5", "checkpoint-6"]
 
 
-def test_both_losses_and_the_seed(straight):
-    model, examples = small()
-    g = lambda: torch.Generator().manual_seed(1)
-    a, b = (examples.build(3, g()) for _ in range(2))
-    assert [type(s) for s in a.segments] == [type(s) for s in b.segments]
-    assert {"ce", "mse"} <= set(straight.curves.points)
+def test_both_losses_are_logged(straight): assert {"ce", "mse"} <= set(straight.curves.points)
+
+
+def test_an_example_is_a_function_of_its_generator():
+    _, examples = small()
+    def facts(seed): return [getattr(s, "ids", None) or (s.view, s.latents is None) for s in examples.build(0, torch.Generator().manual_seed(seed)).segments]
+    assert facts(1) == facts(1)
+    assert len({str(facts(seed)) for seed in range(8)}) > 1
 
 
 def test_no_examples_is_an_error(tmp_path):
