@@ -83,7 +83,7 @@ _PRESETS = {
                          vocab_size=768, rms_norm_eps=1e-6, rope_theta=10_000.0, max_position_embeddings=2048),
         vision_config=dict(hidden_size=192, intermediate_size=384, num_hidden_layers=3, num_attention_heads=3, patch_size=8, image_size=64),
         vae_config=vae_config((24, 48, 48), 8, 1, 1.0, 0.0, groups=8), max_latent_size=8, vit_max_num_patch_per_side=8,
-        start_of_image=2, end_of_image=3),
+        start_of_image=2, end_of_image=3, timestep_shift=3.0), # trained from nothing, it must first learn to draw out of pure noise
 }
 
 def preset(name: str, **changes) -> CooperConfig:

@@ -349,6 +349,8 @@ class SftParameters(StageParameters):
     mode_weights: dict # share of each mode among the examples
     amg_weight: float # share of stage-1 examples among all
     per_scene: int # questions about each scene
+    turns: int # questions in one conversation, in the modes that draw nothing
+    copies: int # noised copies of each map in a stage-1 example
     scenes: int # of `data`; 0: all
     questions: int # to measure on
     evaluation_scenes: int

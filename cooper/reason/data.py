@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'FLIPPABLE', 'FLAGS', 'COUNTS', 'PRIOR_FLAG', 'MIN_VISIBLE',
            'subjects', 'counting', 'candidates', 'questions', 'place', 'chance_level', 'shown', 'chain',
            'encode_picture', 'decode_picture', 'ScenePictures', 'tools', 'solution', 'show_solution', 'check_sft',
            'check_rl', 'SkipReport', 'Rows', 'write_sft', 'read_sft', 'rl_row', 'rl_question', 'write_rl', 'read_rl',
-           'split_questions', 'sft_rows', 'vocabulary_texts']
+           'split_questions', 'dialogue', 'sft_rows', 'vocabulary_texts']
 
 # %% ../../nbs/21_reasoning_data.ipynb #1e6613e1
 import base64, binascii, io, json, warnings
@@ -464,22 +464,34 @@ def split_questions(
     "Questions about every scene of a split, scene by scene."
     return [(facts, questions(facts, seed, per_scene, **options)) for facts in read_jsonl(resolve(folder)/"scenes.jsonl", limit=scenes)]
 
+def dialogue(
+    solutions: list,   # of `solution`: several questions about one picture, in one mode that draws nothing
+) -> list:             # one `interleaved_reason`: the picture once, then question and answer, question and answer
+    "Worked solutions of one picture as one conversation."
+    told = lambda items: items[1 + next(n for n, i in enumerate(items) if i["type"] == "image"):]
+    return [i for n, items in enumerate(solutions) for i in (told(items) if n else items)]
+
 def sft_rows(
     folder, seed: int=0, per_scene: int=5, scenes: int=None,   # as for `split_questions`
     modes: tuple=MODES,      # every question is worked in each
     protocol: dict=None,     # of the checkpoint to be trained
     size: int=64,            # pixels a side
+    turns: int=1,            # questions in one conversation, in the modes that draw nothing
     **options,               # of `solution`: encode, no_tool, both_tools
-):                           # yields {'interleaved_reason', 'mode', 'kind', 'data_id'}
+):                           # yields {'interleaved_reason', 'mode', 'kind', 'data_id'}; kind and data_id are those of the first question
     "Supervised rows of a split, one after the other: a thousand scenes need no memory for their pictures."
+    if turns < 1: raise ValueError(f"turns is {turns}; expected at least 1 question in a conversation")
     for facts, asked in split_questions(folder, seed, per_scene, scenes):
         pictures = ScenePictures(resolve(folder), facts, protocol)
-        for q in asked:
+        work = lambda q, mode: solution(q, facts, mode, pictures, protocol, size, seed=seed, **options)
+        for n, q in enumerate(asked):
             for mode in modes:
-                items = solution(q, facts, mode, pictures, protocol, size, seed=seed, **options)
+                several = turns if mode in ("direct", "reason") else 1
+                if n % several: continue
+                items = dialogue([work(other, mode) for other in asked[n:n + several]])
                 yield dict(interleaved_reason=items, mode=mode, kind=q.kind, data_id=q.data_id)
 
-# %% ../../nbs/21_reasoning_data.ipynb #d079c8d7
+# %% ../../nbs/21_reasoning_data.ipynb #df363574
 def vocabulary_texts(
     folder,                # of a rendered split
     protocol: dict=None,   # its system texts and reflection are words too; the small world's own if None
