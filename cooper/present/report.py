@@ -5,12 +5,11 @@
 # %% ../../nbs/63_report.ipynb #d2742144
 from __future__ import annotations
 import argparse, base64, html, io, json, re, shutil, sys, threading, time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from fastcore.basics import patch
-from ..core import Curves, read_jsonl, resolve, root, write_whole
+from ..core import file_hash, resolve, root, write_whole
 from ..measure.benchmarks import Benchmark, Case, Table, read_case, traces
 from ..model.modalities import DepthMap, SegmentMap, png_bytes, spectral
 from ..model.traces import Trace, parse_turn
@@ -582,7 +581,20 @@ def run_step(
     finally: stop.set(); watcher.join()
     return target
 
-# %% ../../nbs/63_report.ipynb #c88e3fe1
+# %% ../../nbs/63_report.ipynb #3e894d90
+def _basis(recipe) -> dict: # what the results of a recipe depend on
+    given = {v for step in recipe for v in step.parameters.values() if isinstance(v, str) and v.startswith("data/")} | {"data/scenes"}
+    return {"recipe": [[s.notebook, s.name, s.parameters] for s in recipe], "data": {p: file_hash(p) for p in sorted(given) if resolve(p).exists()}}
+
+def _settle(out: Path, recipe, fresh: bool):
+    "Make `out` the folder of this recipe, empty it if it belongs to another one."
+    stamp, basis = out / "demo.json", json.loads(json.dumps(_basis(recipe)))
+    other = stamp.exists() and json.loads(stamp.read_text(encoding="utf-8")) != basis
+    if other and not fresh: print(f"{out} holds a demonstration that started from something else; starting afresh", flush=True)
+    if fresh or other: shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    with write_whole(stamp) as aside: aside.write_text(json.dumps(basis, indent=1), encoding="utf-8")
+
 def demo(
     out="outputs/demo", # folder of executed notebooks, checkpoints and the report
     fresh: bool = False, # forget what an earlier demo left there; else training and evaluation go on from it
@@ -591,8 +603,7 @@ def demo(
     "Run a recipe and build its report, also when a step fails."
     from papermill.exceptions import PapermillExecutionError
     out, failed, start = resolve(out), None, time.monotonic()
-    if fresh: shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True, exist_ok=True)
+    _settle(out, recipe, fresh)
     for i, step in enumerate(recipe, 1):
         print(f"{i}/{len(recipe)} {step.name} (about {_clock(step.about)})", flush=True)
         try: run_step(step, out)
@@ -602,7 +613,7 @@ def demo(
     if failed: print(f"demo stopped in {failed}\nthe executed notebook with the whole error: {out / step.name}.ipynb", file=sys.stderr, flush=True)
     return 1 if failed else 0
 
-# %% ../../nbs/63_report.ipynb #53deb3d8
+# %% ../../nbs/63_report.ipynb #b3d6dd1c
 def main(argv=None) -> int:
     "`python -m cooper.present.report demo --out outputs/demo` or `... build --out outputs/demo`."
     parser = argparse.ArgumentParser(prog="cooper.present.report", description="Run the demonstration, or build a report from executed notebooks.")
@@ -615,5 +626,5 @@ def main(argv=None) -> int:
     except (FileNotFoundError, ValueError) as e: print(e, file=sys.stderr); return 1
     return 0
 
-# %% ../../nbs/63_report.ipynb #b3d6dd1c
+# %% ../../nbs/63_report.ipynb #2c0c6c88
 if __name__ == "__main__" and "__file__" in globals(): raise SystemExit(main()) # a notebook has no __file__
