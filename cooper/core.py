@@ -7,7 +7,7 @@ __all__ = ['root', 'resolve', 'NotBuilt', 'checked', 'write_whole', 'write_jsonl
            'in_notebook', 'progress', 'Curves', 'file_hash', 'versions', 'git_commit', 'RunRecord']
 
 # %% ../nbs/00_core.ipynb #93de9897
-import contextlib, dataclasses, hashlib, io, json, math, os, platform, re, shutil, socket, subprocess, sys, time, types, typing
+import contextlib, dataclasses, hashlib, io, json, math, os, platform, re, shutil, socket, subprocess, sys, time, types, typing, warnings
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import count
@@ -186,17 +186,25 @@ def read_jsonl(
     path: str|os.PathLike, # UTF-8, one object a line; empty lines are allowed
     check: Callable[[dict], None]|None=None, # raises ValueError for a bad row: the message gets file and line
     limit: int|None=None, # read at most so many rows
+    on_bad: str="raise", # or "skip": leave bad rows out, and warn
+    bad: list|None=None, # gets a message, with file:line, for each row that was left out
 ) -> list[dict]:
     "The rows of a JSONL file. ValueError with file:line for a row that is no JSON object or that `check` refuses; FileNotFoundError names the file."
-    path, rows = resolve(path), []
+    if on_bad not in ("raise", "skip"): raise ValueError(f"on_bad is {on_bad!r}; expected raise or skip")
+    path, rows, skipped = resolve(path), [], []
     if not path.is_file(): raise FileNotFoundError(f"{path}: no such file; expected JSON lines")
-    with open(path, "rb") as f:
+    with open(path, "rb") as f: # cut at newlines alone: str.splitlines also cuts at U+2028, which JSON allows inside a string
         for n, line in enumerate(f, 1):
             if limit is not None and len(rows) >= limit: break
-            if line.strip(): rows.append(_row(line, path, n, check))
+            try: line.strip() and rows.append(_row(line, path, n, check))
+            except ValueError as e:
+                if on_bad == "raise": raise
+                skipped.append(str(e))
+    if skipped: warnings.warn(f"{path}: kept {len(rows)} rows, skipped {len(skipped)}; the first: {skipped[0]}", stacklevel=2)
+    if bad is not None: bad += skipped
     return rows
 
-# %% ../nbs/00_core.ipynb #7908f1e8
+# %% ../nbs/00_core.ipynb #b67467c0
 def seed_for(*parts: int|str) -> int: # 63 bits, the same on every machine
     "A seed from names and numbers, e.g. `seed_for(run_seed, 'rollout', step, k)`. TypeError for anything but ints and strings."
     for p in parts:
@@ -204,26 +212,26 @@ def seed_for(*parts: int|str) -> int: # 63 bits, the same on every machine
     text = json.dumps([p if isinstance(p, str) else int(p) for p in parts])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
-# %% ../nbs/00_core.ipynb #b2529c25
+# %% ../nbs/00_core.ipynb #a7b69678
 def generator(*parts: int|str): # -> torch.Generator on the CPU
     "A torch generator of its own for one purpose; the global generator is never touched."
     import torch
     return torch.Generator("cpu").manual_seed(seed_for(*parts))
 
-# %% ../nbs/00_core.ipynb #191b579c
+# %% ../nbs/00_core.ipynb #0142f153
 def in_notebook() -> bool: # is there a page to draw on?
     "True inside a Jupyter kernel, false in a script, a test or a terminal."
     shell = sys.modules.get("IPython") and sys.modules["IPython"].get_ipython()
     return bool(shell and getattr(shell, "kernel", None))
 
-# %% ../nbs/00_core.ipynb #0142f153
+# %% ../nbs/00_core.ipynb #41eedbb7
 def progress(iterable: Iterable|None=None, desc: str="", total: int|None=None):
     "A progress bar with an estimate of the time left (tqdm). Quiet when COOPER_QUIET=1; a line every ten seconds where the output is a log file."
     from tqdm.auto import tqdm
     log = not (in_notebook() or sys.stderr.isatty())
     return tqdm(iterable, desc=desc, total=total, disable=os.environ.get("COOPER_QUIET") == "1", mininterval=10 if log else 0.2, dynamic_ncols=not log)
 
-# %% ../nbs/00_core.ipynb #1baffadd
+# %% ../nbs/00_core.ipynb #b3ca1f4e
 class Curves:
     "Numbers over steps: a figure that grows in a notebook, a JSON file to keep."
     def __init__(self,
@@ -240,7 +248,7 @@ class Curves:
         if name not in self.points: raise KeyError(f"no curve '{name}'; there are: {', '.join(self.points) or 'none'}")
         return self.points[name][-1][1]
 
-# %% ../nbs/00_core.ipynb #b3ca1f4e
+# %% ../nbs/00_core.ipynb #095fedaa
 def _number(x): # a float from Python, numpy or a torch scalar
     return float(x.item() if hasattr(x, "item") else x)
 
@@ -252,7 +260,7 @@ def _lines(ax, group, unit): # one panel: the curves whose names end alike
     ax.grid(alpha=.25)
     if len(group) > 1: ax.legend(fontsize=7, frameon=False)
 
-# %% ../nbs/00_core.ipynb #095fedaa
+# %% ../nbs/00_core.ipynb #b4e5e626
 @patch
 def figure(self: Curves): # -> matplotlib Figure
     "All curves, one panel for each kind of value, three panels in a row."
@@ -268,7 +276,7 @@ def figure(self: Curves): # -> matplotlib Figure
     plt.close(fig) # or a notebook shows it twice
     return fig
 
-# %% ../nbs/00_core.ipynb #b4e5e626
+# %% ../nbs/00_core.ipynb #5ce6870a
 @patch
 def _repr_png_(self: Curves):
     buffer = io.BytesIO()
@@ -284,7 +292,7 @@ def refresh(self: Curves, force: bool=True):
     if self._handle is None: self._handle = display(image, display_id=True)
     else: self._handle.update(image)
 
-# %% ../nbs/00_core.ipynb #5ce6870a
+# %% ../nbs/00_core.ipynb #dda20e96
 @patch
 def add(self: Curves, step: float, **values):
     "Adds one value to each named curve; `None` is left out. Names with a slash: `add(3, **{'val/loss': 0.2})`."
@@ -292,7 +300,7 @@ def add(self: Curves, step: float, **values):
         if value is not None: self.points.setdefault(name, []).append((step, _number(value)))
     self.refresh(force=False)
 
-# %% ../nbs/00_core.ipynb #346e5e49
+# %% ../nbs/00_core.ipynb #bba97de1
 @patch
 def save(self: Curves, path: str|os.PathLike) -> Path:
     "Writes title, units and points as JSON (whole or not at all) and brings the live figure up to date."
@@ -312,7 +320,7 @@ def load(cls: Curves, path: str|os.PathLike) -> Curves:
     except (AttributeError, KeyError, TypeError, ValueError) as e: raise ValueError(f"{path}: not a file of curves ({type(e).__name__}: {e}); expected what Curves.save wrote") from None
     return self
 
-# %% ../nbs/00_core.ipynb #1564a45c
+# %% ../nbs/00_core.ipynb #d075ec9c
 def _files(path): return [path] if path.is_file() else [p for p in sorted(path.rglob("*")) if p.is_file() and not any(q.startswith(".") for q in p.relative_to(path).parts)]
 
 def file_hash(path: str|os.PathLike) -> str: # 64 hex digits
@@ -324,7 +332,7 @@ def file_hash(path: str|os.PathLike) -> str: # 64 hex digits
     if path.is_file(): return one(path)
     return hashlib.sha256("".join(f"{p.relative_to(path).as_posix()}\0{one(p)}\n" for p in _files(path)).encode()).hexdigest()
 
-# %% ../nbs/00_core.ipynb #2f2e16b8
+# %% ../nbs/00_core.ipynb #a02958ed
 _packages = ("cooper", "torch", "transformers", "trl", "accelerate", "diffusers", "peft", "datasets", "numpy", "pillow", "mitsuba", "nbdev", "papermill")
 
 def _version(package):
@@ -334,14 +342,14 @@ def versions() -> dict[str, str]: # package -> version
     "Versions of Python and of the packages that can change a number; read from their metadata, none is imported."
     return {"python": platform.python_version()} | {p: v for p in _packages if (v := _version(p))}
 
-# %% ../nbs/00_core.ipynb #a02958ed
+# %% ../nbs/00_core.ipynb #14251802
 def git_commit() -> str: # 40 hex digits, "+changes" behind them if files differ; or "unknown"
     "The commit that the repository stands on."
     git = lambda *args: subprocess.run(["git", "-C", str(root()), *args], capture_output=True, text=True, check=True, timeout=30).stdout.strip()
     try: return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError): return "unknown"
 
-# %% ../nbs/00_core.ipynb #2b3d70c4
+# %% ../nbs/00_core.ipynb #06e17b7c
 def _machine(): # what the numbers were made on
     info = dict(platform=f"{platform.system()} {platform.machine()}", cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     torch = sys.modules.get("torch")
@@ -350,7 +358,7 @@ def _machine(): # what the numbers were made on
         if torch.cuda.is_available(): info["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return info
 
-# %% ../nbs/00_core.ipynb #06e17b7c
+# %% ../nbs/00_core.ipynb #ab3877fb
 class RunRecord:
     """What a run ran on, kept in `out/run.json`: versions, commit, machine, parameters, seeds, hashes of data, seconds.
 
@@ -369,7 +377,7 @@ class RunRecord:
         except (OSError, ValueError): return []
         return old.get("earlier", []) + [{k: old.get(k) for k in ("status", "started", "seconds", "commit")}]
 
-# %% ../nbs/00_core.ipynb #ab3877fb
+# %% ../nbs/00_core.ipynb #5fcd322c
 @patch
 def save(self: RunRecord) -> Path:
     self.values["seconds"] = round(time.monotonic() - self._start, 2)
@@ -384,7 +392,7 @@ def data(self: RunRecord, path: str|os.PathLike) -> str: # the hash
     self.values["data"][name] = value = file_hash(at)
     return value
 
-# %% ../nbs/00_core.ipynb #5fcd322c
+# %% ../nbs/00_core.ipynb #e8d77685
 @patch
 def note(self: RunRecord, **values):
     "Notes anything else that is JSON, by name: `record.note(parameters=12_345_678)`."
@@ -397,7 +405,7 @@ def finish(self: RunRecord, status: str="finished"):
     self.save()
     return self
 
-# %% ../nbs/00_core.ipynb #a85cf39f
+# %% ../nbs/00_core.ipynb #862e12fd
 @patch
 def __enter__(self: RunRecord): return self
 

@@ -130,6 +130,18 @@ def test_bytes_that_are_not_utf8_have_a_place(tmp_path):
     with pytest.raises(ValueError, match=r"r\.jsonl:2: not JSON"): read_jsonl(tmp_path/"r.jsonl")
 
 
+def test_skipping_reads_the_same_lines_and_reports_the_others(tmp_path):
+    (tmp_path/"r.jsonl").write_text('{"a": "one\u2028line\x85"}\n\n{"b": 1}\n[1]\n{"a": 2}\n{"a": 3}\n', encoding="utf-8")
+    def check(row):
+        if "a" not in row: raise ValueError("field 'a' is missing")
+    bad = ["from another file"]
+    with pytest.warns(UserWarning, match="kept 2 rows, skipped 2; the first: .*:3: field 'a' is missing"):
+        rows = read_jsonl(tmp_path/"r.jsonl", check, limit=2, on_bad="skip", bad=bad)
+    assert rows == [{"a": "one\u2028line\x85"}, {"a": 2}]
+    assert bad == ["from another file", f"{tmp_path}/r.jsonl:3: field 'a' is missing", f"{tmp_path}/r.jsonl:4: is a list; expected an object with named fields"]
+    with pytest.raises(FileNotFoundError, match="absent"): read_jsonl(tmp_path/"absent.jsonl", on_bad="skip")
+
+
 def test_a_bad_row_writes_nothing(tmp_path):
     with pytest.raises(ValueError, match=r"r\.jsonl:2: "): write_jsonl(tmp_path/"r.jsonl", [dict(a=1), dict(a=object())])
     assert list(tmp_path.iterdir()) == []
