@@ -6,7 +6,8 @@ from typing import Literal, Optional
 import numpy as np
 import pytest
 
-from cooper.core import Curves, NotBuilt, RunRecord, checked, file_hash, git_commit, generator, progress, read_jsonl, resolve, root, seed_for, write_jsonl, write_whole
+from cooper.core import (Curves, NotBuilt, RunRecord, checked, decode_picture, encode_picture, file_hash, git_commit, generator, progress, read_jsonl,
+                         resolve, root, seed_for, write_jsonl, write_whole)
 
 
 @dataclasses.dataclass
@@ -147,6 +148,15 @@ def test_a_bad_row_writes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_pictures_as_text():
+    from PIL import Image
+    picture = Image.effect_noise((64, 64), 50).convert("RGB")
+    text = encode_picture(picture)
+    for value in (picture, text, "data:image/png;base64," + text): assert decode_picture(value).tobytes() == picture.tobytes()
+    for value, words in (("ZZZ", "is not base64"), ("é", "is not base64"), (text[:400], "no readable picture"), ("", "no readable picture")):
+        with pytest.raises(ValueError, match=words): decode_picture(value)
+
+
 def test_seeds_are_the_same_everywhere():
     assert seed_for(0, "scene", 3) == 6321026602210533534 # written down once: a change would alter every rendered scene
     assert len({seed_for("rollout", i, k) for i in range(100) for k in range(8)}) == 800
@@ -186,11 +196,15 @@ def test_progress_can_be_silent(capsys, monkeypatch):
 
 def test_curves_keep_and_show(tmp_path):
     import torch
-    curves = Curves("t", units={"loss": "nats"})
+    curves = Curves("t", units={"loss": "nats"}, every=15)
     for i in range(3): curves.add(i, loss=torch.tensor(1.0/(i + 1)), skipped=None, **{"val/loss": np.float32(2)})
     curves.add(3, loss=math.inf)
     again = Curves.load(curves.save(tmp_path/"c.json"))
     assert "NaN" not in (tmp_path/"c.json").read_text() and math.isnan(again.last("loss"))
+    assert again.every == 15, "a figure that takes a second to draw is not drawn every two after a resume"
+    old = json.loads((tmp_path/"c.json").read_text())
+    (tmp_path/"old.json").write_text(json.dumps({k: v for k, v in old.items() if k != "every"}))
+    assert Curves.load(tmp_path/"old.json").points.keys() == again.points.keys(), "files of earlier versions are read"
     assert again.points["val/loss"] == [(0, 2.0), (1, 2.0), (2, 2.0)] and "skipped" not in again.points
     ax, = (a for a in again.figure().axes if a.get_xlabel())
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "loss [nats]") and len(ax.get_legend().get_texts()) == 2

@@ -276,13 +276,14 @@ class WholeCheckpoints:
     def data_contents(self):
         "What the run learns from, for its fingerprint."
         return self.train_dataset
-    @cached_property
-    def settings(self) -> dict:
-        "What a run must have in common with the checkpoint it goes on from. First asked for before training: the start is the model as it is then."
+    def facts(self) -> dict:
+        "What a run must have in common with the checkpoint it goes on from."
         schedule = () if self.args.lr_scheduler_type in ("constant", "constant_with_warmup") else ("max_steps",) # else a longer run is another run
         values = {k: getattr(self.args, k) for k in (*_SAME, *schedule, *self.same)}
-        values |= {"fingerprint of the start": fingerprint(self.model), "fingerprint of the data": fingerprint(self.data_contents())}
-        return json.loads(json.dumps(values, default=str))
+        return values | {"fingerprint of the start": fingerprint(self.model), "fingerprint of the data": fingerprint(self.data_contents())}
+    @cached_property
+    def settings(self) -> dict: # asked for before training, when the model is the start
+        return json.loads(json.dumps(self.facts(), default=str))
     def last_checkpoint(self) -> Path | None:
         "The newest whole checkpoint of this run, or None. ValueError names what differs if `output_dir` holds another run."
         now, last = self.settings, newest_whole(self.args.output_dir)
