@@ -1,5 +1,5 @@
 "The GRPO trainer: what it relies on in TRL, the objective by hand, groups, unjudged rows, and a run that is killed."
-import copy, inspect, json, os, signal, subprocess, sys, textwrap
+import copy, inspect, json, os, signal, subprocess, sys, textwrap, warnings
 
 import pytest, torch
 from trl import GRPOTrainer
@@ -337,10 +337,13 @@ def test_fields_that_only_later_rows_have_stay():
     assert [row["data_id"] for row in spread(list(ds), 2, 0)] in (["1", "2"], ["2", "1"])
 
 
-def test_importing_changes_no_environment(tmp_path):
-    told = "import os; before = dict(os.environ); import cooper.cooperate.grpo; print([k for k in os.environ if 'TRL' in k and k not in before])"
-    r = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, env={k: v for k, v in os.environ.items() if "TRL" not in k})
-    assert r.stdout.strip() == "[]", r.stderr
+def test_trl_is_quiet_without_a_word_in_the_environment(parts):
+    from cooper.cooperate import grpo
+    assert "environ" not in inspect.getsource(grpo)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        trainer(parts, "quiet")
+    assert not [str(w.message) for w in said if "rollout_func" in str(w.message)]
 
 
 def test_parameters_of_the_notebook_become_trl_settings(tmp_path):

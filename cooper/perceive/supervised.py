@@ -486,7 +486,7 @@ def train_autoencoder(model, processor, pictures: list, args: SupervisedConfig):
     measure_latents(model, sample)
     return model
 
-# %% ../../nbs/14_supervised.ipynb #1cfa114d
+# %% ../../nbs/14_supervised.ipynb #1029ea31
 @torch.no_grad()
 def measure_latents(model: CooperForConditionalGeneration, pixels: torch.Tensor) -> tuple[float, float]:
     "Set `scaling_factor` and `shift_factor` so that latents of `pixels` (B, 3, H, W) have mean 0 and variance 1; return both."
