@@ -114,7 +114,8 @@ def stopped(tmp_path_factory):
     ("ema_decay was 0.995 and is 0.9", dict(ema_decay=.9)), ("warmup_steps was 0", dict(warmup_steps=3))])
 def test_another_run_does_not_go_on_in_a_used_folder(stopped, field, options):
     folder, parts = stopped
-    with pytest.raises(ValueError, match=f"{folder} holds a run with other settings: {field}.*another folder, or remove {folder}"): train(folder, parts=parts, **options)
+    words = f"{folder} holds a run with other settings: {field}.*another folder, or remove {folder}"
+    with pytest.raises(ValueError, match=words): train(folder, parts=parts, **options)
 
 
 def test_another_start_does_not_go_on_not_even_with_another_autoencoder(stopped):
