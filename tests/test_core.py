@@ -6,7 +6,8 @@ from typing import Literal, Optional
 import numpy as np
 import pytest
 
-from cooper.core import Curves, NotBuilt, RunRecord, checked, file_hash, git_commit, generator, progress, read_jsonl, resolve, root, seed_for, write_jsonl, write_whole
+from cooper.core import (Curves, NotBuilt, RunRecord, checked, decode_picture, encode_picture, file_hash, git_commit, generator, progress, read_jsonl,
+                         resolve, root, seed_for, write_jsonl, write_whole)
 
 
 @dataclasses.dataclass
@@ -130,9 +131,30 @@ def test_bytes_that_are_not_utf8_have_a_place(tmp_path):
     with pytest.raises(ValueError, match=r"r\.jsonl:2: not JSON"): read_jsonl(tmp_path/"r.jsonl")
 
 
+def test_skipping_reads_the_same_lines_and_reports_the_others(tmp_path):
+    (tmp_path/"r.jsonl").write_text('{"a": "one\u2028line\x85"}\n\n{"b": 1}\n[1]\n{"a": 2}\n{"a": 3}\n', encoding="utf-8")
+    def check(row):
+        if "a" not in row: raise ValueError("field 'a' is missing")
+    bad = ["from another file"]
+    with pytest.warns(UserWarning, match="kept 2 rows, skipped 2; the first: .*:3: field 'a' is missing"):
+        rows = read_jsonl(tmp_path/"r.jsonl", check, limit=2, on_bad="skip", bad=bad)
+    assert rows == [{"a": "one\u2028line\x85"}, {"a": 2}]
+    assert bad == ["from another file", f"{tmp_path}/r.jsonl:3: field 'a' is missing", f"{tmp_path}/r.jsonl:4: is a list; expected an object with named fields"]
+    with pytest.raises(FileNotFoundError, match="absent"): read_jsonl(tmp_path/"absent.jsonl", on_bad="skip")
+
+
 def test_a_bad_row_writes_nothing(tmp_path):
     with pytest.raises(ValueError, match=r"r\.jsonl:2: "): write_jsonl(tmp_path/"r.jsonl", [dict(a=1), dict(a=object())])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_as_text():
+    from PIL import Image
+    picture = Image.effect_noise((64, 64), 50).convert("RGB")
+    text = encode_picture(picture)
+    for value in (picture, text, "data:image/png;base64," + text): assert decode_picture(value).tobytes() == picture.tobytes()
+    for value, words in (("ZZZ", "is not base64"), ("é", "is not base64"), (text[:400], "no readable picture"), ("", "no readable picture")):
+        with pytest.raises(ValueError, match=words): decode_picture(value)
 
 
 def test_seeds_are_the_same_everywhere():
@@ -174,11 +196,15 @@ def test_progress_can_be_silent(capsys, monkeypatch):
 
 def test_curves_keep_and_show(tmp_path):
     import torch
-    curves = Curves("t", units={"loss": "nats"})
+    curves = Curves("t", units={"loss": "nats"}, every=15)
     for i in range(3): curves.add(i, loss=torch.tensor(1.0/(i + 1)), skipped=None, **{"val/loss": np.float32(2)})
     curves.add(3, loss=math.inf)
     again = Curves.load(curves.save(tmp_path/"c.json"))
     assert "NaN" not in (tmp_path/"c.json").read_text() and math.isnan(again.last("loss"))
+    assert again.every == 15, "a figure that takes a second to draw is not drawn every two after a resume"
+    old = json.loads((tmp_path/"c.json").read_text())
+    (tmp_path/"old.json").write_text(json.dumps({k: v for k, v in old.items() if k != "every"}))
+    assert Curves.load(tmp_path/"old.json").points.keys() == again.points.keys(), "files of earlier versions are read"
     assert again.points["val/loss"] == [(0, 2.0), (1, 2.0), (2, 2.0)] and "skipped" not in again.points
     ax, = (a for a in again.figure().axes if a.get_xlabel())
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "loss [nats]") and len(ax.get_legend().get_texts()) == 2

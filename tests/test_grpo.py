@@ -1,13 +1,14 @@
 "The GRPO trainer: what it relies on in TRL, the objective by hand, groups, unjudged rows, and a run that is killed."
-import copy, inspect, json, os, signal, subprocess, sys, textwrap
+import copy, inspect, json, os, signal, subprocess, sys, textwrap, warnings
 
 import pytest, torch
 from trl import GRPOTrainer
 
-from cooper.cooperate.grpo import CooperGRPOTrainer, GRPOParameters, RolloutConfig, as_completion, as_dataset, check_config, grpo_config, rl_rows
+from cooper.cooperate.grpo import CooperGRPOTrainer, GRPOParameters, RolloutConfig, as_completion, as_dataset, check_config, grpo_config, rl_rows, spread
 from cooper.core import NotBuilt
 from cooper.model.engine import Engine
 from cooper.model.sequence import pack
+from cooper.perceive.supervised import newest_whole
 from grpo_house import miniature, room
 
 # ---- TRL's private names that we override or read (trl 1.16)
@@ -285,8 +286,64 @@ def test_a_killed_run_loses_nothing(runs, when):
 
 
 def test_another_run_does_not_go_on_in_a_used_folder(parts):
-    trainer(parts, "used", max_steps=1).fit()
-    with pytest.raises(ValueError, match="learning_rate was 0.001 and is 0.5"): trainer(parts, "used", max_steps=1, learning_rate=.5).fit()
+    model, processor, dataset, folder = parts
+    saved = dict(max_steps=1, save_strategy="steps")
+    trainer(parts, "used", **saved).fit()
+    with pytest.raises(ValueError, match="learning_rate was 0.001 and is 0.5"): trainer(parts, "used", learning_rate=.5, **saved).fit()
+    with pytest.raises(ValueError, match="max_new_tokens was 6 and is 4"): trainer(parts, "used", rollout=dict(max_new_tokens=4), **saved).fit()
+    other = copy.deepcopy(model)
+    next(other.vae.parameters()).data.add_(1e-6)
+    with pytest.raises(ValueError, match="fingerprint of the start was"): trainer((other, *parts[1:]), "used", **saved).fit()
+    rows = [dict(row) for row in dataset]
+    rows[0]["answer"] = "3"
+    with pytest.raises(ValueError, match="fingerprint of the data was"): trainer((model, processor, as_dataset(rows), folder), "used", **saved).fit()
+    moved = folder / "moved.png" # the same picture elsewhere, traces sampled in other portions, more steps
+    moved.write_bytes((folder / "0.png").read_bytes())
+    same = (model, processor, as_dataset([dict(dataset[0]) | dict(picture=str(moved)), *map(dict, list(dataset)[1:])]), folder)
+    longer = trainer(same, "used", **saved | dict(max_steps=2), rollout=dict(batch_size=5, keep_every=3))
+    longer.fit()
+    assert longer.state.global_step == 2 and sorted(p.name for p in (folder / "used").glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_traces_of_a_run_that_left_no_checkpoint_do_not_stay(parts):
+    first, second = (trainer(parts, "traces", max_steps=n, learning_rate=lr, rollout=dict(keep_every=1)) for n, lr in ((2, 1e-3), (1, 1e-2)))
+    first.fit(), second.fit()
+    assert [f.name for f in (parts[-1] / "traces" / "traces").glob("*")] == ["step-000000.jsonl"]
+
+
+def test_the_last_step_leaves_a_checkpoint(parts):
+    "Also in the middle of a generation, and with what TRL has counted since the last point of the curve."
+    t = trainer(parts, "odd", max_steps=3, steps_per_generation=2, per_device_train_batch_size=4, save_strategy="steps", save_steps=50, logging_steps=2)
+    t.fit()
+    assert newest_whole(t.args.output_dir).name == "checkpoint-3"
+    assert [s for s, _ in t.curves.points["letters/reward"]] == [2, 3]
+
+
+def test_evaluation_may_ask_each_question_once(parts):
+    model, processor, dataset, folder = parts
+    args = grpo_config(folder / "eval", max_steps=1, per_device_train_batch_size=8, per_device_eval_batch_size=4, num_generations=4, num_generations_eval=1,
+                       use_cpu=True, bf16=False, save_strategy="no")
+    t = CooperGRPOTrainer(copy.deepcopy(model), processor, [letters], args, dataset, RolloutConfig(modes="reason", max_new_tokens=4), eval_dataset=dataset)
+    asked, run = [], t.engine.run
+    t.engine.run = lambda requests: asked.append(len(requests)) or run(requests)
+    assert "eval_reward" in t.evaluate() and asked == [4]
+
+
+def test_fields_that_only_later_rows_have_stay():
+    plain = dict(question="q", answer="a", picture="p", data_id="1")
+    ds = as_dataset([plain, plain | dict(data_id="2", choices=["a", "b"], kind="depth", mode="direct", flag="positive")])
+    assert ds[1] == plain | dict(data_id="2", choices=["a", "b"], kind="depth", mode="direct", flag="positive", prompt="q")
+    assert ds[0]["mode"] is None and ds[0]["choices"] is None
+    assert [row["data_id"] for row in spread(list(ds), 2, 0)] in (["1", "2"], ["2", "1"])
+
+
+def test_trl_is_quiet_without_a_word_in_the_environment(parts):
+    from cooper.cooperate import grpo
+    assert "environ" not in inspect.getsource(grpo)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        trainer(parts, "quiet")
+    assert not [str(w.message) for w in said if "rollout_func" in str(w.message)]
 
 
 def test_parameters_of_the_notebook_become_trl_settings(tmp_path):

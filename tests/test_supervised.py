@@ -1,15 +1,19 @@
 """The supervised trainer: killed runs go on as if they had not been, half-written checkpoints are never seen."""
+import copy, functools, types
+
 import pytest, torch
 from cooper.core import resolve
 from cooper.model.processor import tiny_protocol, train_tokenizer
 from cooper.perceive.data import read_amg
 from cooper.perceive.scenes import CLASSES, FAR, NEAR
 from cooper.perceive.supervised import (AmgExamples, InterleavedExamples, Mixture, SupervisedConfig, SupervisedTrainer, amg_rows, by_mode,
-    fresh_cooper, newest_whole)
+    LatentCache, fresh_cooper, measure_latents, newest_whole)
 from cooper.reason.data import sft_rows
+from grpo_house import miniature, room
 
 
-def small():
+@functools.cache
+def made():
     "A model of a few thousand weights, its processor and a mixture of both kinds of examples."
     protocol = tiny_protocol(NEAR, FAR, CLASSES)
     text = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, vocab_size=400)
@@ -21,13 +25,24 @@ def small():
     return model, examples
 
 
-def train(out, steps=6, stop_after=0, save_steps=2):
-    model, examples = small()
-    args = SupervisedConfig(output_dir=str(out), max_steps=steps, stop_after=stop_after, per_device_train_batch_size=3, learning_rate=1e-2,
-                            save_steps=save_steps, logging_steps=1, use_cpu=True, disable_tqdm=True, seed=3)
-    trainer = SupervisedTrainer(model, args, examples)
-    trainer.fit()
-    return trainer
+def small():
+    "A fresh copy of the model, and the examples."
+    model, examples = made()
+    return copy.deepcopy(model), examples
+
+
+def trainer(out, parts=None, steps=6, stop_after=0, save_steps=2, **options):
+    "Logging every 4 steps and saving every 2 or 3: most checkpoints stand between two points of the curve."
+    model, examples = parts or small()
+    defaults = dict(per_device_train_batch_size=3, learning_rate=1e-2, logging_steps=4, use_cpu=True, disable_tqdm=True, seed=3)
+    args = SupervisedConfig(output_dir=str(out), max_steps=steps, stop_after=stop_after, save_steps=save_steps, **defaults | options)
+    return SupervisedTrainer(model, args, examples)
+
+
+def train(out, **options):
+    made = trainer(out, **options)
+    made.fit()
+    return made
 
 
 class Killed(Exception): pass
@@ -42,9 +57,13 @@ def straight(tmp_path_factory):
     return train(tmp_path_factory.mktemp("straight"))
 
 
-def test_it_learns(straight):
-    losses = [v for _, v in straight.curves.points["loss"]]
-    assert losses[-1] < losses[0]
+def losses(trainer): return {k: trainer.curves.points[k] for k in ("loss", "ce", "mse")}
+
+
+def test_the_loss_of_the_curve_is_the_mean_over_its_interval_and_falls(straight, tmp_path):
+    each = [v for _, v in train(tmp_path, logging_steps=1).curves.points["loss"]]
+    assert losses(straight)["loss"] == [(4, sum(each[:4]) / 4)]
+    assert each[-1] < each[0]
 
 
 def test_killed_between_checkpoints_goes_on_bit_for_bit(straight, tmp_path, monkeypatch):
@@ -59,7 +78,7 @@ def test_killed_between_checkpoints_goes_on_bit_for_bit(straight, tmp_path, monk
     assert newest_whole(tmp_path).name == "checkpoint-4"
     again = train(tmp_path)
     assert same(again.model, straight.model)
-    assert again.curves.points["loss"] == straight.curves.points["loss"]
+    assert losses(again) == losses(straight)
 
 
 def test_killed_while_saving_leaves_no_checkpoint(straight, tmp_path, monkeypatch):
@@ -75,7 +94,59 @@ def test_stopped_early_and_started_again(straight, tmp_path):
     part = train(tmp_path, stop_after=3)
     assert newest_whole(tmp_path).name == "checkpoint-3" and part.state.global_step == 3
     assert same(train(tmp_path, stop_after=3).model, part.model) # nothing is trained twice
-    assert same(train(tmp_path).model, straight.model)
+    again = train(tmp_path)
+    assert same(again.model, straight.model) and losses(again) == losses(straight)
+    assert same(train(tmp_path).model, straight.model) # finished: nothing is left to do
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    "Two steps of six, and what they were made with."
+    folder, parts = tmp_path_factory.mktemp("stopped"), small()
+    kept = copy.deepcopy(parts[0].state_dict())
+    train(folder, parts=parts, stop_after=2)
+    parts[0].load_state_dict(kept)
+    return folder, parts
+
+
+@pytest.mark.parametrize("field, options", [("learning_rate was 0.01 and is 0.5", dict(learning_rate=.5)), ("seed was 3 and is 4", dict(seed=4)),
+    ("max_steps was 6 and is 8", dict(steps=8)), ("per_device_train_batch_size was 3 and is 1", dict(per_device_train_batch_size=1)),
+    ("ema_decay was 0.995 and is 0.9", dict(ema_decay=.9)), ("warmup_steps was 0", dict(warmup_steps=3))])
+def test_another_run_does_not_go_on_in_a_used_folder(stopped, field, options):
+    folder, parts = stopped
+    words = f"{folder} holds a run with other settings: {field}.*another folder, or remove {folder}"
+    with pytest.raises(ValueError, match=words): train(folder, parts=parts, **options)
+
+
+def test_another_start_does_not_go_on_not_even_with_another_autoencoder(stopped):
+    folder, (model, examples) = stopped
+    for part in (model.vae, model.language_model):
+        other = copy.deepcopy(model)
+        next((other.vae if part is model.vae else other.language_model).parameters()).data.add_(1e-6)
+        with pytest.raises(ValueError, match="settings: fingerprint of the start was '[0-9a-f]{16}' and is '[0-9a-f]{16}'"): train(folder, parts=(other, examples))
+
+
+def test_other_data_do_not_go_on(stopped):
+    folder, (model, examples) = stopped
+    amg, sft = examples.parts
+    one = copy.copy(amg); one.rows = [*amg.rows[:-1], amg.rows[-1] | dict(depth=amg.rows[0]["depth"])]
+    twice = copy.copy(amg); twice.copies = 2
+    for other in (Mixture([amg, sft], [1, 2]), Mixture([one, sft], [1, 1]), Mixture([twice, sft], [1, 1])):
+        with pytest.raises(ValueError, match="settings: fingerprint of the data was"): train(folder, parts=(model, other))
+
+
+def test_what_does_not_decide_a_run_may_differ(stopped):
+    folder, parts = stopped
+    for options in (dict(stop_after=4), dict(save_steps=3), dict(logging_steps=1)):
+        assert trainer(folder, parts, **options).last_checkpoint() == folder / "checkpoint-2"
+    constant = trainer(folder / "elsewhere", parts, lr_scheduler_type="constant").settings
+    assert "max_steps" not in constant and constant["fingerprint of the start"] == trainer(folder, parts).settings["fingerprint of the start"]
+
+
+def test_a_checkpoint_that_does_not_say_what_it_is_of_is_refused(tmp_path):
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / "trainer_state.json").write_text("{}")
+    with pytest.raises(ValueError, match="checkpoint-2: no settings.json in it says which run it is of.*remove"): train(tmp_path)
 
 
 def test_only_whole_checkpoints_are_kept(tmp_path):
@@ -99,3 +170,39 @@ def test_no_examples_is_an_error(tmp_path):
         SupervisedTrainer(model, SupervisedConfig(output_dir=str(tmp_path), max_steps=1, use_cpu=True), Mixture([], []))
     with pytest.raises(ValueError, match="max_steps is -1; expected a positive number"):
         SupervisedTrainer(model, SupervisedConfig(output_dir=str(tmp_path), use_cpu=True), Mixture([], []))
+
+
+def test_released_rows_are_learned_from(tmp_path):
+    "No row of the released schema says its mode; weights for the other modes are dropped, and that is said."
+    from cooper.reason.data import read_sft, write_sft
+    rows = [{"interleaved_reason": r["interleaved_reason"]} for r in sft_rows("data/scenes/train", scenes=1, per_scene=1, modes=("cooperate",))]
+    _, processor = miniature()
+    examples = InterleavedExamples(read_sft(write_sft(tmp_path / "sft.jsonl", rows)), processor)
+    with pytest.warns(UserWarning, match="no rows of mode direct, whose weights are dropped; there are cooperate"):
+        mixed = by_mode(examples, {"cooperate": .45, "direct": .2, "reason": 0})
+    assert len(mixed.build(0, torch.Generator().manual_seed(0)).pictures) > 1
+    with pytest.raises(ValueError, match="no rows of mode direct; there are cooperate"): by_mode(examples, {"direct": 1})
+
+
+def test_pictures_are_encoded_where_the_autoencoder_is():
+    "A trainer moves the autoencoder alone; `meta` stands for its GPU."
+    model, processor = miniature()
+    seen, away = [], torch.device("meta")
+    model.vae.to(away)
+    def encode(pixels):
+        seen.append(pixels.device)
+        return torch.arange(len(pixels) * 16.).view(-1, 4, 2, 2)
+    model.encode_pictures = encode
+    model.vae.encode = lambda pixels: types.SimpleNamespace(latent_dist=types.SimpleNamespace(mean=encode(pixels)))
+    LatentCache(model, processor).fill({0: room(0)})
+    measure_latents(model, torch.zeros(2, 3, 32, 32))
+    assert seen == [away, away]
+
+
+def test_a_protocol_with_depth_only_trains_depth_only():
+    model, processor = miniature()
+    protocol = processor.protocol | {"modalities": {"depth": processor.protocol["modalities"]["depth"]}}
+    processor = type(processor)(processor.tokenizer, protocol, processor.clean, processor.vision)
+    rows = amg_rows(read_amg("data/scenes/train/amg.jsonl", limit=1), processor)
+    sequence = AmgExamples(rows, processor, model, copies=1).build(0, torch.Generator().manual_seed(0))
+    assert list(rows[0]) == ["rgb", "depth"] and [s.view for s in sequence.pictures].count("noised") == 1

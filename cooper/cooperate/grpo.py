@@ -4,22 +4,24 @@
 
 # %% ../../nbs/32_grpo_trainer.ipynb #c32e9fcc
 from __future__ import annotations
-import contextlib, copy, html, json, math, os, time, warnings
-from dataclasses import asdict, dataclass, field, replace
+import copy, html, math, shutil, time, warnings
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback
-from ..core import Curves, NotBuilt, generator, progress, read_jsonl, resolve, seed_for, write_jsonl, write_whole
+from trl import GRPOConfig, GRPOTrainer
+from ..core import Curves, NotBuilt, file_hash, generator, progress, read_jsonl, resolve, seed_for, write_jsonl
 from ..model.checkpoint import _quiet
 from ..model.engine import Engine
-from ..model.sequence import Geometry, PictureSegment, Sequence, TextSegment, pack
+from ..model.sequence import Geometry, Sequence, TextSegment, pack
 from ..model.processor import MODES
 from ..model.traces import Trace
 from .rewards import as_reward_functions
-from ..perceive.supervised import CurveCallback, Stream, WholeCheckpoints, newest_whole
+from ..perceive.supervised import CurveCallback, Stream, WholeCheckpoints
 from ..reason.data import read_rl, rl_row, split_questions
 
 # %% auto #0
@@ -28,11 +30,7 @@ __all__ = ['Rollout', 'as_completion', 'token_count', 'by_tokens', 'score_rollou
            'StepBar', 'CooperGRPOTrainer', 'read_group', 'kept_groups', 'Group', 'GRPOParameters', 'spread', 'ask_rows',
            'BeforeAfter']
 
-# %% ../../nbs/32_grpo_trainer.ipynb #b04d7907
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1") # `rollout_func` is the official hook, and TRL warns at each use of it
-from trl import GRPOConfig, GRPOTrainer
-
-# %% ../../nbs/32_grpo_trainer.ipynb #61f98689
+# %% ../../nbs/32_grpo_trainer.ipynb #869871b1
 @dataclass(frozen=True, eq=False)
 class Rollout:
     "A trace in TRL's terms, and the sequence its scorer reads."
@@ -42,7 +40,9 @@ class Rollout:
     logprobs: list[float] # recorded while sampling; 0 where given
     sequence: Sequence # text and pictures, as read
     @property
-    def sampled(self) -> list[int]: return [i for i, m in enumerate(self.mask) if m] # places in the completion
+    def sampled(self) -> list[int]:
+        "Places in the completion."
+        return [i for i, m in enumerate(self.mask) if m]
 
 def as_completion(
     trace: Trace,
@@ -56,7 +56,7 @@ def as_completion(
     end = len(mask) - mask[::-1].index(1)
     return Rollout([i for s in before for i in s.ids], ids[:end], mask[:end], logprobs[:end], trace.sequence)
 
-# %% ../../nbs/32_grpo_trainer.ipynb #2c35ef20
+# %% ../../nbs/32_grpo_trainer.ipynb #171a00c7
 def token_count(sequence: Sequence, g: Geometry) -> int:
     "Tokens of a sequence once packed."
     def cells(s):
@@ -74,7 +74,7 @@ def by_tokens(lengths: list[int], limit: int) -> list[list[int]]:
         else: parts.append([i])
     return parts
 
-# %% ../../nbs/32_grpo_trainer.ipynb #24407d7c
+# %% ../../nbs/32_grpo_trainer.ipynb #5f7a862b
 def score_rollouts(
     model, # CooperForConditionalGeneration
     rollouts: list[Rollout],
@@ -96,7 +96,7 @@ def score_rollouts(
         logps, entropies = logps.index_put((rows, columns), logp), entropies.index_put((rows, columns), entropy)
     return logps, entropies
 
-# %% ../../nbs/32_grpo_trainer.ipynb #379ea17a
+# %% ../../nbs/32_grpo_trainer.ipynb #425cee9d
 def rl_rows(
     data, # JSONL file of RL rows with pictures beside it, or folder of a rendered split
     seed: int = 0, per_scene: int = 5, # for a folder: which questions, and how many of each scene
@@ -112,13 +112,14 @@ def rl_rows(
     return [{k: v for k, v in row.items() if k != "image"} | dict(picture=str(folder / row["image"])) for row in rows[:limit]]
 
 def as_dataset(rows: list[dict]) -> Dataset:
-    "Rows as TRL wants them: `prompt` is the question. ValueError when a row lacks what a rollout needs."
+    "Rows as TRL wants them: `prompt` is the question, and a field that some rows lack is None there. ValueError when a row lacks what a rollout needs."
     for n, row in enumerate(rows):
         missing = [k for k in ("question", "answer", "picture", "data_id") if k not in row]
         if missing: raise ValueError(f"row {n}: {', '.join(map(repr, missing))} missing; expected question, answer, picture and data_id")
-    return Dataset.from_list([row | dict(prompt=row["question"]) for row in rows])
+    fields = dict.fromkeys(k for row in rows for k in row) # of all rows: `from_list` keeps only those that the first one has
+    return Dataset.from_list([fields | row | dict(prompt=row["question"]) for row in rows])
 
-# %% ../../nbs/32_grpo_trainer.ipynb #6da072f3
+# %% ../../nbs/32_grpo_trainer.ipynb #5d63ae9e
 class PromptSampler(Sampler):
     "Row indices of a run: each prompt `copies` times, each generation `repeats` times."
     def __init__(self, rows: int, generations: int, prompts: int, copies: int, repeats: int, seed: int, shuffle: bool = True):
@@ -133,7 +134,7 @@ class PromptSampler(Sampler):
         for g in range(self.generations):
             for _ in range(self.repeats): yield from (i for i in self.of(g) for _ in range(self.copies))
 
-# %% ../../nbs/32_grpo_trainer.ipynb #b571cbc0
+# %% ../../nbs/32_grpo_trainer.ipynb #8b73aa14
 @dataclass
 class RolloutConfig:
     "What TRL has no field for."
@@ -157,7 +158,7 @@ class RolloutConfig:
         weights = torch.tensor(self.mode_weights or [1.] * len(self.modes), dtype=torch.float64)
         return self.modes[torch.multinomial(weights, 1, generator=generator(*seed, "mode")).item()]
 
-# %% ../../nbs/32_grpo_trainer.ipynb #b509f4e4
+# %% ../../nbs/32_grpo_trainer.ipynb #ab5aa283
 _WITHOUT_EFFECT = dict(top_k=(0, None), min_p=(None,), repetition_penalty=(1.0,), use_vllm=(False,),
                        use_transformers_continuous_batching=(False,), use_liger_kernel=(False,), cast_lm_head_to_fp32=(False,),
                        generation_kwargs=(None,), sync_ref_model=(False,))
@@ -177,7 +178,7 @@ def check_config(args: GRPOConfig):
                          f"{args.steps_per_generation} = {batch}; expected a multiple of num_generations, {args.num_generations}, "
                          "or a group would straddle processes")
 
-# %% ../../nbs/32_grpo_trainer.ipynb #31bf52e9
+# %% ../../nbs/32_grpo_trainer.ipynb #738569fa
 def grpo_config(out, **options) -> GRPOConfig: # any field of GRPOConfig may be given
     "A `GRPOConfig` with defaults that fit this repository."
     bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
@@ -187,7 +188,7 @@ def grpo_config(out, **options) -> GRPOConfig: # any field of GRPOConfig may be 
         warnings.simplefilter("ignore", FutureWarning) # transformers is about to rename `gradient_checkpointing`
         return GRPOConfig(**defaults | options)
 
-# %% ../../nbs/32_grpo_trainer.ipynb #2745c077
+# %% ../../nbs/32_grpo_trainer.ipynb #a87b6e1b
 def leave_out_unjudged(
     rewards: Tensor, # (B, F), nan where a reward function said None
     names: list[str], # of the F reward functions
@@ -197,19 +198,19 @@ def leave_out_unjudged(
     unjudged = torch.stack([rewards[:, names.index(r)].isnan() for r in required]).any(0) if required else torch.zeros(len(rewards), dtype=torch.bool)
     return rewards.masked_fill(unjudged.to(rewards.device)[:, None], math.nan)
 
-# %% ../../nbs/32_grpo_trainer.ipynb #80f74f8d
+# %% ../../nbs/32_grpo_trainer.ipynb #ed57464a
 class AtBoundaries(TrainerCallback):
-    "Puts a checkpoint that falls due inside a generation off to its end, and tells a resumed trainer where it stands."
+    "Puts a checkpoint that falls due inside a generation off to its end or the run's, and tells a resumed trainer where it stands."
     def __init__(self, trainer): self.trainer, self.owed = trainer, False
     def on_train_begin(self, args, state, control, **kw): self.trainer._step = state.global_step * args.gradient_accumulation_steps
     def on_step_end(self, args, state, control, **kw):
         self.owed = self.owed or control.should_save
-        control.should_save = self.owed and self.trainer._step % self.trainer.generate_every == 0
-        if control.should_save: self.owed = False
+        control.should_save = self.owed and (self.trainer._step % self.trainer.generate_every == 0 or state.global_step >= state.max_steps)
+        if control.should_save: self.owed, control.should_log = False, True
         return control
     on_epoch_end = on_step_end
 
-# %% ../../nbs/32_grpo_trainer.ipynb #e8d43f0d
+# %% ../../nbs/32_grpo_trainer.ipynb #a84263dd
 class GRPOCurves(CurveCallback):
     "Picks from TRL's many metrics those that go into the figure; names that end alike share a panel."
     def on_log(self, args, state, control, logs=None, **kw):
@@ -227,10 +228,11 @@ class StepBar(TrainerCallback):
     def on_step_end(self, args, state, control, **kw): self.bar.update()
     def on_train_end(self, args, state, control, **kw): self.bar.close()
 
-# %% ../../nbs/32_grpo_trainer.ipynb #a1c1af4f
+# %% ../../nbs/32_grpo_trainer.ipynb #782cce0d
 class CooperGRPOTrainer(WholeCheckpoints, GRPOTrainer):
     "TRL's `GRPOTrainer` for rollouts of words and drawings."
     _tag_names = ["cooper", "grpo"]
+    same = ("steps_per_generation num_generations num_iterations beta temperature top_p loss_type scale_rewards reward_weights epsilon").split()
     def __init__(self,
         model, # CooperForConditionalGeneration, float32 on a CPU
         processor, # CooperProcessor
@@ -247,8 +249,10 @@ class CooperGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         self._scoring, self._generating, self._generated_at = None, False, -1
         budget = (self.rollout.max_new_tokens or processor.protocol["max_new_tokens"]) * (self.rollout.max_turns or processor.protocol["max_turns"])
         beta, args.beta, args.max_completion_length = args.beta, 0.0, budget # TRL would load the reference model from a name: ours is a copy
-        super().__init__(model, list(reward_funcs), args, train_dataset, eval_dataset, processor.tokenizer,
-                         callbacks=callbacks, rollout_func=_rollout)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning) # TRL's official hook, still called experimental
+            super().__init__(model, list(reward_funcs), args, train_dataset, eval_dataset, processor.tokenizer,
+                             callbacks=callbacks, rollout_func=_rollout)
         vars(model).pop("forward", None) # TRL's fused head; it would hide ours
         self.beta = args.beta = beta
         if beta: self.ref_model = copy.deepcopy(model).eval().requires_grad_(False)
@@ -258,6 +262,13 @@ class CooperGRPOTrainer(WholeCheckpoints, GRPOTrainer):
     def create_model_card(self, *args, **kw): pass # the run has its own record
     def floating_point_ops(self, inputs): return 0 # transformers would count the elements of a tensor that we do not have
     def _get_train_sampler(self, dataset=None): return self._prompt_sampler(dataset or self.train_dataset)
+    def data_contents(self): # pictures by what is in them, wherever they lie
+        read = lru_cache(None)(lambda path: file_hash(Path(path).resolve()))
+        return [row | dict(picture=read(p) if isinstance(p := row["picture"], str) else p) for row in self.train_dataset]
+    def facts(self):
+        rollout = {k: v for k, v in asdict(self.rollout).items() if k not in ("batch_size", "tokens_per_pass", "keep_every")}
+        rewards = {n: asdict(f) if is_dataclass(f) else {} for n, f in zip(self.reward_func_names, self.reward_funcs)}
+        return super().facts() | rollout | dict(rewards=rewards)
 
     def _prepare_inputs(self, generation_batch):
         with torch.random.fork_rng(devices=[]): # TRL shuffles its buffer with the global generator
@@ -291,7 +302,7 @@ class CooperGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         self.processor.save_pretrained(output_dir or self.args.output_dir)
         self.curves.save(Path(output_dir or self.args.output_dir).resolve() / "curves.json")
 
-# %% ../../nbs/32_grpo_trainer.ipynb #5d9bffb4
+# %% ../../nbs/32_grpo_trainer.ipynb #27a5fc2e
 from fastcore.basics import patch
 
 @patch
@@ -313,7 +324,7 @@ def _prompt_sampler(self: CooperGRPOTrainer, dataset) -> PromptSampler:
     prompts = a.generation_batch_size // self.num_generations
     return PromptSampler(len(dataset), generations, prompts, self.num_generations, self.generate_every, a.seed, self.shuffle_dataset)
 
-# %% ../../nbs/32_grpo_trainer.ipynb #085b8e2f
+# %% ../../nbs/32_grpo_trainer.ipynb #23204d16
 @patch(as_prop=True)
 def generation(self: CooperGRPOTrainer) -> tuple:
     "What the seeds of this generation are made of."
@@ -341,7 +352,7 @@ def _rollout(prompts, trainer): # TRL's `rollout_func`
     return dict(prompt_ids=[r.prompt_ids for r in rollouts], completion_ids=[r.completion_ids for r in rollouts],
                 logprobs=[r.logprobs for r in rollouts], env_mask=[r.mask for r in rollouts], traces=traces)
 
-# %% ../../nbs/32_grpo_trainer.ipynb #443ea0ce
+# %% ../../nbs/32_grpo_trainer.ipynb #d8a2c87c
 @patch
 def _recorded(self: CooperGRPOTrainer, width, device) -> Tensor: # (B, C)
     return torch.tensor([r.logprobs + [0.] * (width - len(r.logprobs)) for r in self._scoring], device=device)
@@ -356,7 +367,7 @@ def _score(self: CooperGRPOTrainer, model, width) -> tuple[Tensor, Tensor]:
         self._metrics[mode]["logp_difference"].append((logps.detach() - self._recorded(width, logps.device)).abs().max().item())
     return logps, entropies
 
-# %% ../../nbs/32_grpo_trainer.ipynb #1d0b027e
+# %% ../../nbs/32_grpo_trainer.ipynb #e55022b7
 @patch
 def _measure(self: CooperGRPOTrainer, traces, seconds):
     metrics = self._metrics["train" if self.model.training else "eval"]
@@ -378,7 +389,7 @@ def _keep_traces(self: CooperGRPOTrainer, advantages):
         return known | dict(step=step, rewards=rewards, advantage=advantages[i].item(), trace=replace(self._traces[i], sequence=Sequence()).to_dict())
     write_jsonl(Path(self.args.output_dir).resolve() / "traces" / f"step-{step:06d}.jsonl", [row(i) for i in range(group * size, (group + 1) * size)])
 
-# %% ../../nbs/32_grpo_trainer.ipynb #b6727480
+# %% ../../nbs/32_grpo_trainer.ipynb #48bf438a
 @patch
 def seconds_per_step(self: CooperGRPOTrainer) -> dict:
     "Median seconds of a whole step and of its rollout; the rest is scoring, gradients and the update."
@@ -386,35 +397,13 @@ def seconds_per_step(self: CooperGRPOTrainer) -> dict:
     def median(key): v = sorted(h[key] for h in logs if key in h); return round(v[len(v) // 2], 2) if v else math.nan
     return dict(step=median("step_time"), rollout=median("rollout_seconds"), steps=len(logs))
 
-# %% ../../nbs/32_grpo_trainer.ipynb #8cf755c1
-_MATTERS = ("seed", "learning_rate", "lr_scheduler_type", "per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation",
-            "num_generations", "num_iterations", "beta", "temperature", "top_p", "loss_type", "scale_rewards", "reward_weights", "epsilon",
-            "max_grad_norm", "weight_decay")
-
+# %% ../../nbs/32_grpo_trainer.ipynb #083a57cb
 @patch
-def settings(self: CooperGRPOTrainer) -> dict:
-    "What a run must have in common with the checkpoint it goes on from."
-    values = {k: getattr(self.args, k) for k in _MATTERS} | asdict(self.rollout) | dict(rewards=self.reward_func_names, rows=len(self.train_dataset))
-    return json.loads(json.dumps(values | dict(questions=seed_for(*self.train_dataset["data_id"])), default=str))
-
-@patch
-def _check_same_run(self: CooperGRPOTrainer, about):
-    path, now = Path(self.args.output_dir).resolve() / "settings.json", self.settings() | about
-    if path.exists():
-        before = json.loads(path.read_text())
-        other = [f"{k} was {before[k]!r} and is {now[k]!r}" for k in now if k != "keep_every" and k in before and before[k] != now[k]]
-        if other: raise ValueError(f"{path.parent} holds a run with other settings: {'; '.join(other)}. "
-                                   "Use the same ones to go on with it, or another folder")
-    with write_whole(path) as aside: aside.write_text(json.dumps(now, indent=1))
-
-@patch
-def fit(self: CooperGRPOTrainer,
-    about: dict = {}, # anything else that tells this run from others, such as the checkpoint it started from
-):
+def fit(self: CooperGRPOTrainer):
     "Train from the newest whole checkpoint below `output_dir`, or from the start; returns the model. ValueError if the folder holds another run."
-    self._check_same_run(about)
-    last = newest_whole(self.args.output_dir)
-    if last and (last / "curves.json").exists():
+    last = self.last_checkpoint()
+    if not last: shutil.rmtree(Path(self.args.output_dir).resolve() / "traces", ignore_errors=True) # of a run of which nothing else is left
+    else:
         self.curves = Curves.load((last / "curves.json").resolve())
         self.remove_callback(GRPOCurves); self.add_callback(GRPOCurves(self.curves))
     with warnings.catch_warnings(), _quiet():
@@ -422,7 +411,7 @@ def fit(self: CooperGRPOTrainer,
         self.train(resume_from_checkpoint=str(last) if last else None)
     return self.model.eval()
 
-# %% ../../nbs/32_grpo_trainer.ipynb #f74d9f58
+# %% ../../nbs/32_grpo_trainer.ipynb #ee893f04
 def read_group(out, step: int | None = None) -> list[dict]:
     "The group kept at a step (default: the last) below a run's folder; `trace` is a Trace again."
     files = {int(f.stem[5:]): f for f in sorted((resolve(out) / "traces").glob("step-*.jsonl"))}
@@ -448,7 +437,7 @@ class Group(list):
         title = f"step {self[0]['step']}, right answer: {html.escape(str(self[0]['answer']))}" if self else "empty"
         return f"<div>{title}</div><div style='display:flex;flex-wrap:wrap;gap:8px'>{''.join(map(column, self))}</div>"
 
-# %% ../../nbs/32_grpo_trainer.ipynb #721d4be4
+# %% ../../nbs/32_grpo_trainer.ipynb #92bf6e62
 @dataclass
 class GRPOParameters:
     "What `30_grpo` can be told."
@@ -466,8 +455,12 @@ class GRPOParameters:
         if bad: raise ValueError("; ".join(f"'{k}' is {getattr(self, k)}; expected at least 1" for k in bad))
         self.rollout(); self.reward_functions() # refuse unknown modes and rewards, before anything runs
     @property
-    def device(self) -> str: return "cuda" if torch.cuda.is_available() else "cpu"
-    def reward_functions(self) -> list: return as_reward_functions(self.rewards, self.reward_weights, self.num_generations)
+    def device(self) -> str:
+        "Where to train."
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    def reward_functions(self) -> list:
+        "With their weights."
+        return as_reward_functions(self.rewards, self.reward_weights, self.num_generations)
     def engine_options(self) -> dict:
         "For greedy answers within the same budgets."
         return dict(batch_size=self.batch_size, max_turns=self.max_turns or None, max_new_tokens=self.max_new_tokens or None)
@@ -478,15 +471,16 @@ class GRPOParameters:
         return grpo_config(self.out, max_steps=self.steps, per_device_train_batch_size=self.prompts_per_step * self.num_generations,
                            **{k: getattr(self, k) for k in same})
     def rollout(self) -> RolloutConfig:
+        "What TRL has no field for."
         return RolloutConfig(modes=tuple(self.mode), max_new_tokens=self.max_new_tokens or None, max_turns=self.max_turns or None,
                              batch_size=self.batch_size, keep_every=self.keep_every)
 
-# %% ../../nbs/32_grpo_trainer.ipynb #6a0b5530
+# %% ../../nbs/32_grpo_trainer.ipynb #59fd8002
 def spread(rows: list[dict], count: int, seed: int) -> list[dict]:
     "`count` rows, chosen by a seed, kinds in turns."
     order = torch.randperm(len(rows), generator=generator(seed, "spread")).tolist()
     piles = {}
-    for i in order: piles.setdefault(rows[i].get("kind", ""), []).append(rows[i])
+    for i in order: piles.setdefault(rows[i].get("kind") or "", []).append(rows[i])
     turns = [pile[n] for n in range(len(rows)) for _, pile in sorted(piles.items()) if n < len(pile)]
     return turns[:count]
 
@@ -494,7 +488,7 @@ def ask_rows(engine: Engine, rows: list[dict], mode: str, seed: int = 0, desc: b
     "A trace for each row."
     return engine.run([engine.request(r["picture"], r["question"], mode, (seed, "asked", r["data_id"])) for r in rows], desc)
 
-# %% ../../nbs/32_grpo_trainer.ipynb #7ce1c9d7
+# %% ../../nbs/32_grpo_trainer.ipynb #6a0b5530
 class BeforeAfter:
     "Answers to the same questions before and after training: shares, and cases."
     def __init__(self, rows: list[dict], before: list[Trace], after: list[Trace], judge): # judge(trace, row) -> has `.value`

@@ -4,8 +4,9 @@
 
 # %% ../../nbs/14_supervised.ipynb #a36ef79f
 from __future__ import annotations
-import base64, copy, io, re, shutil
+import hashlib, json, re, shutil, warnings
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 import torch
 from PIL import Image
@@ -13,19 +14,19 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from ..core import Curves, generator, progress, read_jsonl, resolve
+from ..core import Curves, NotBuilt, decode_picture, generator, progress, resolve
 from ..model.modalities import DepthMap, SegmentMap, modality
 from ..model.modeling import CooperForConditionalGeneration, preset
 from ..model.processor import CooperProcessor
 from ..model.sequence import PictureSegment, Sequence, pack
-from .data import AmgRow, load_classes, load_depth_png, read_amg
+from .data import AmgRow, load_classes, load_depth_png
 
 # %% auto #0
-__all__ = ['Stream', 'Mixture', 'fresh_cooper', 'Chosen', 'by_mode', 'flipped', 'LatentCache', 'code_picture', 'load_map',
-           'amg_rows', 'AmgExamples', 'decode_picture', 'InterleavedExamples', 'SupervisedConfig', 'newest_whole',
-           'WholeCheckpoints', 'WeightAverage', 'StopAfter', 'CurveCallback', 'SupervisedTrainer', 'StageParameters',
-           'AmgParameters', 'SftParameters', 'AutoencoderTask', 'PictureExamples', 'AutoencoderTrainer',
-           'train_autoencoder', 'measure_latents']
+__all__ = ['LOADERS', 'Stream', 'Mixture', 'fresh_cooper', 'Chosen', 'mode_of', 'by_mode', 'flipped', 'LatentCache',
+           'code_picture', 'load_map', 'amg_rows', 'AmgExamples', 'InterleavedExamples', 'SupervisedConfig',
+           'fingerprint', 'how_read', 'newest_whole', 'WholeCheckpoints', 'WeightAverage', 'StopAfter', 'CurveCallback',
+           'SupervisedTrainer', 'StageParameters', 'AmgParameters', 'SftParameters', 'AutoencoderTask',
+           'PictureExamples', 'AutoencoderTrainer', 'train_autoencoder', 'measure_latents']
 
 # %% ../../nbs/14_supervised.ipynb #e08ab090
 class Stream(Dataset):
@@ -53,6 +54,7 @@ class Mixture:
         if len(parts) != len(weights): raise ValueError(f"Mixture: {len(parts)} parts but {len(weights)} weights; expected one each")
         self.parts, self.weights = parts, torch.tensor(weights, dtype=torch.float64)
     def __len__(self): return sum(map(len, self.parts))
+    def contents(self): return self.parts, self.weights
     def build(self, k, generator):
         part = self.parts[torch.multinomial(self.weights, 1, generator=generator).item()]
         return part.build(torch.randint(len(part), (), generator=generator).item(), generator)
@@ -82,15 +84,24 @@ class Chosen:
     def __init__(self, examples, indices): self.examples, self.indices = examples, list(indices)
     def __len__(self): return len(self.indices)
     def build(self, k, generator): return self.examples.build(self.indices[k], generator)
+    def contents(self): return self.examples, self.indices
+
+def mode_of(row: dict) -> str:
+    "The mode of a row. The released rows do not name it: all are cooperative."
+    return row.get("mode") or "cooperate"
 
 def by_mode(examples, weights: dict[str, float]) -> Mixture:
-    "A mixture of the rows of each mode, by weight."
-    parts = {m: Chosen(examples, [k for k, row in enumerate(examples.rows) if row["mode"] == m]) for m, w in weights.items() if w}
-    if empty := [m for m, part in parts.items() if not len(part)]: raise ValueError(f"mode_weights: no rows of mode {', '.join(empty)}; there are {', '.join(sorted({r['mode'] for r in examples.rows}))}")
-    return Mixture(list(parts.values()), [weights[m] for m in parts])
+    "A mixture of the rows of each mode, by weight. Warns of a weight for a mode that has no rows, and drops it; ValueError if none is left."
+    parts = {m: Chosen(examples, [k for k, row in enumerate(examples.rows) if mode_of(row) == m]) for m, w in weights.items() if w}
+    empty, there = [m for m, part in parts.items() if not len(part)], ", ".join(sorted({mode_of(row) for row in examples.rows})) or "no rows"
+    if len(empty) == len(parts): raise ValueError(f"mode_weights: no rows of mode {', '.join(empty) or '(all weights are 0)'}; there are {there}")
+    if empty: warnings.warn(f"mode_weights: no rows of mode {', '.join(empty)}, whose weights are dropped; there are {there}", stacklevel=2)
+    return Mixture([part for part in parts.values() if len(part)], [weights[m] for m in parts if m not in empty])
 
-# %% ../../nbs/14_supervised.ipynb #a6ea1e46
-def flipped(picture: Image.Image) -> Image.Image: return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+# %% ../../nbs/14_supervised.ipynb #31c1a21e
+def flipped(picture: Image.Image) -> Image.Image:
+    "Mirrored, left to right."
+    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 class LatentCache:
     "Latents of pictures that return every epoch, encoded once. Keys are up to the caller."
@@ -103,44 +114,65 @@ class LatentCache:
         for keys in sizes.values():
             for i in progress(range(0, len(keys), batch_size), desc=desc):
                 pixels = torch.stack([self.processor.picture(pictures[k], views=("clean",))[0].pixels for k in keys[i:i + batch_size]])
-                for k, z in zip(keys[i:i + batch_size], self.model.encode_pictures(pixels.to(self.model.device)).cpu()): self.store[k] = z.clone()
+                for k, z in zip(keys[i:i + batch_size], self.model.encode_pictures(pixels.to(self.model.vae.device)).cpu()): self.store[k] = z.clone()
         return self
-    def segment(self, key, view: str) -> PictureSegment: return PictureSegment(None, view, latents=self.store[key])
+    def segment(self, key, view: str) -> PictureSegment:
+        "The picture of a key, in a view that takes latents."
+        return PictureSegment(None, view, latents=self.store[key])
 
-# %% ../../nbs/14_supervised.ipynb #31c1a21e
+# %% ../../nbs/14_supervised.ipynb #b4f620a7
 def code_picture(m, truth, size: tuple[int, int]) -> Image.Image:
     "The picture a modality draws for a map, at (width, height), nearest pixels."
     return m.to_picture(truth).resize(size, Image.Resampling.NEAREST)
 
-def load_map(row: AmgRow, m):
-    "The map of a row that belongs to a modality."
-    if m.name == "depth": return DepthMap(load_depth_png(row.depth), m.options["near"], m.options["far"])
-    if m.name == "segmentation": return SegmentMap(load_classes(row.seg, m.options["palette"]), m.options["palette"])
-    raise ValueError(f"rows of the AMG format hold no {m.name!r}; expected depth or segmentation")
+def _load_depth(row, m):
+    metres = load_depth_png(row.depth)
+    if holes := int((metres <= 0).sum()): # drawn, they would be black: the nearest there is
+        raise NotBuilt(f"learning from depth with holes ({row.depth}: {holes} of {metres.size} pixels are 0, where the sensor saw nothing)",
+                       "fill them in, or leave the row out")
+    return DepthMap(metres, m.options["near"], m.options["far"])
 
-def amg_rows(rows: list[AmgRow], processor: CooperProcessor, modalities=("depth", "segmentation")) -> list[dict]:
+def _load_segmentation(row, m): return SegmentMap(load_classes(row.seg, m.options["palette"]), m.options["palette"])
+
+LOADERS = {"depth": (_load_depth, "depth"), "segmentation": (_load_segmentation, "seg")} # what the AMG format has a field for
+
+def load_map(row: AmgRow, m):
+    "The map of a row that belongs to a modality. ValueError if the row has none, NotBuilt for depth with holes."
+    if hasattr(m, "load"): return m.load(row)
+    if m.name not in LOADERS: raise ValueError(f"rows of the AMG format hold no {m.name!r}: give {type(m).__name__} a method `load(row)`")
+    load, field = LOADERS[m.name]
+    if getattr(row, field) is None: raise ValueError(f"row {row.data_id!r} has no {m.name}; expected a file in '{field}'")
+    return load(row, m)
+
+def amg_rows(
+    rows: list[AmgRow],
+    processor: CooperProcessor,
+    modalities=None, # names; those of the checkpoint's protocol if None
+) -> list[dict]: # {"rgb": PIL, modality: code picture, ...}
     "Pictures and code pictures at the size of the model."
-    ms, out = [modality(name, processor.protocol) for name in modalities], []
+    ms, out = [modality(name, processor.protocol) for name in modalities or processor.protocol["modalities"]], []
     for row in progress(rows, desc="reading maps"):
         rgb = processor.fit(row.rgb)
         out.append({"rgb": rgb} | {m.name: code_picture(m, load_map(row, m), rgb.size) for m in ms})
     return out
 
-# %% ../../nbs/14_supervised.ipynb #b4f620a7
+# %% ../../nbs/14_supervised.ipynb #42e2d692
 class AmgExamples:
     "Stage 1: a picture, and its maps to be drawn."
     def __init__(self,
         rows: list[dict], # from `amg_rows`: {"rgb": PIL, modality: code picture, ...}
         processor, # CooperProcessor
         model, # encodes the pictures, once
-        modalities=("depth", "segmentation"), # in which tongues to draw
+        modalities=None, # in which tongues to draw; those of the checkpoint's protocol if None
         copies: int = 2, # noised copies of each target per sequence
         flip: bool = True): # mirror half of the examples
-        self.rows, self.processor, self.modalities, self.copies, self.flip = rows, processor, tuple(modalities), copies, flip
+        self.rows, self.processor, self.copies, self.flip = rows, processor, copies, flip
+        self.modalities = tuple(modalities or processor.protocol["modalities"])
         pictures = {(k, name, f): flipped(row[name]) if f else row[name]
                     for k, row in enumerate(rows) for name in ("rgb", *self.modalities) for f in ((False, True) if flip else (False,))}
         self.latents = LatentCache(model, processor).fill(pictures)
     def __len__(self): return len(self.rows)
+    def contents(self): return self.rows, how_read(self.processor), self.modalities, self.copies, self.flip
     def build(self, k, generator) -> Sequence:
         flip = self.flip and torch.rand((), generator=generator).item() < .5
         picture = flipped(self.rows[k]["rgb"]) if flip else self.rows[k]["rgb"]
@@ -151,12 +183,7 @@ class AmgExamples:
             segments += [self.latents.segment((k, name, flip), "noised")] * self.copies
         return Sequence(segments)
 
-# %% ../../nbs/14_supervised.ipynb #8fb9a711
-def decode_picture(value) -> Image.Image:
-    "A picture from base64, with or without a data-URL prefix; a picture stays one."
-    if isinstance(value, Image.Image): return value
-    return Image.open(io.BytesIO(base64.b64decode(value.split("base64,")[-1]))).convert("RGB")
-
+# %% ../../nbs/14_supervised.ipynb #08d53afb
 def _key(item): return item["value"] if isinstance(item["value"], str) else id(item["value"])
 
 class InterleavedExamples:
@@ -166,14 +193,20 @@ class InterleavedExamples:
         processor,
         model=None): # encodes the pictures, once; without it they are encoded in every step
         self.rows, self.processor, self.latents = rows, processor, None
-        if model is not None:
-            pictures = {_key(i): decode_picture(i["value"]) for row in rows for i in row["interleaved_reason"] if self._needs_latents(row, i)}
-            self.latents = LatentCache(model, processor).fill(pictures)
+        pictures = {}
+        for k, row in enumerate(rows):
+            try: pictures |= self._pictures(row) if model is not None else {}
+            except ValueError as e: raise ValueError(f"row {k}: {e}") from None
+        if model is not None: self.latents = LatentCache(model, processor).fill(pictures)
+    def _pictures(self, row): # those whose latents are needed
+        if mode_of(row) not in (views := self.processor.protocol["views"]): raise ValueError(f"'mode' is {row['mode']!r}; expected one of {', '.join(views)}")
+        return {_key(i): decode_picture(i["value"]) for i in row["interleaved_reason"] if self._needs_latents(row, i)}
     def _views(self, row, item): # of a given picture
-        return self.processor.protocol["views"][row.get("mode", "cooperate")]
+        return self.processor.protocol["views"][mode_of(row)]
     def _needs_latents(self, row, item):
         return item["type"] != "text" and (item["need_loss"] == "true" or (not item.get("modality") and "clean" in self._views(row, item)))
     def __len__(self): return len(self.rows)
+    def contents(self): return [(mode_of(row), row["interleaved_reason"]) for row in self.rows], how_read(self.processor)
     def build(self, k, generator=None) -> Sequence:
         row = self.rows[k]
         return Sequence([s for item in row["interleaved_reason"] for s in self.segments(item, row)])
@@ -191,7 +224,7 @@ class InterleavedExamples:
         if self.latents and view != "vision": return self.latents.segment(_key(item), view)
         return self.processor.picture(picture, (view,))[0]
 
-# %% ../../nbs/14_supervised.ipynb #08d53afb
+# %% ../../nbs/14_supervised.ipynb #d9b18c4d
 @dataclass
 class SupervisedConfig(TrainingArguments):
     "Options of `SupervisedTrainer` beyond those of transformers' `TrainingArguments`."
@@ -206,15 +239,61 @@ class SupervisedConfig(TrainingArguments):
     save_total_limit: int = field(default=2, metadata={"help": "whole checkpoints to keep"})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "after the warm-up"})
 
-# %% ../../nbs/14_supervised.ipynb #6234cc58
+# %% ../../nbs/14_supervised.ipynb #9a3822d0
+def fingerprint(*parts) -> str: # 16 hex digits
+    "Of numbers and texts, pictures, tensors, modules, lists and dicts of those, and objects that have `contents()`: equal things, equal prints."
+    digest, seen = hashlib.blake2b(digest_size=8), {}
+    def tell(kind, body=b""): digest.update(f"{kind}\0".encode()); digest.update(body)
+    def read(x):
+        if isinstance(x, nn.Module): x = x.state_dict()
+        if isinstance(x, torch.Tensor): tell(f"{x.dtype} {tuple(x.shape)}", x.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        elif isinstance(x, Image.Image): tell(f"{x.mode} {x.size}", x.tobytes())
+        elif isinstance(x, (dict, list, tuple)):
+            tell(len(x))
+            for y in sorted(x.items()) if isinstance(x, dict) else x: read(y)
+        elif not hasattr(x, "contents"): tell(json.dumps(x, default=str))
+        elif id(x) in seen: tell(seen[id(x)]) # read before
+        else: seen[id(x)] = f"object {len(seen)}"; tell(type(x).__name__); read(x.contents())
+    read(parts)
+    return digest.hexdigest()
+
+def how_read(processor) -> tuple:
+    "What of a processor decides how rows become sequences."
+    return processor.protocol, processor.clean, processor.vision, processor.tokenizer.get_vocab()
+
+# %% ../../nbs/14_supervised.ipynb #71f424f6
 def newest_whole(out) -> Path | None:
     "The newest complete checkpoint below `out`, or None. A checkpoint gets its name only when it is complete."
     found = [p for p in Path(out).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name) and (p / "trainer_state.json").exists()]
     return max(found, key=lambda p: int(p.name.split("-")[1]), default=None)
 
+_SAME = ("seed learning_rate lr_scheduler_type warmup_steps per_device_train_batch_size gradient_accumulation_steps world_size optim "
+         "adam_beta1 adam_beta2 adam_epsilon weight_decay max_grad_norm").split()
+
 class WholeCheckpoints:
-    "Mixin for a transformers `Trainer`: checkpoints appear whole or not at all."
-    _aside = None
+    "Mixin for a transformers `Trainer`: checkpoints appear whole or not at all, and only the run that made them goes on from them."
+    _aside, same = None, () # `same`: further fields of `args` in which a run and its checkpoint must agree
+    def data_contents(self):
+        "What the run learns from, for its fingerprint."
+        return self.train_dataset
+    def facts(self) -> dict:
+        "What a run must have in common with the checkpoint it goes on from."
+        schedule = () if self.args.lr_scheduler_type in ("constant", "constant_with_warmup") else ("max_steps",) # else a longer run is another run
+        values = {k: getattr(self.args, k) for k in (*_SAME, *schedule, *self.same)}
+        return values | {"fingerprint of the start": fingerprint(self.model), "fingerprint of the data": fingerprint(self.data_contents())}
+    @cached_property
+    def settings(self) -> dict: # asked for before training, when the model is the start
+        return json.loads(json.dumps(self.facts(), default=str))
+    def last_checkpoint(self) -> Path | None:
+        "The newest whole checkpoint of this run, or None. ValueError names what differs if `output_dir` holds another run."
+        now, last = self.settings, newest_whole(self.args.output_dir)
+        if last is None: return None
+        do = f"Use the same to go on with it; for another run give another folder, or remove {last.parent}"
+        if not (last / "settings.json").is_file(): raise ValueError(f"{last}: no settings.json in it says which run it is of. {do}")
+        before = json.loads((last / "settings.json").read_text(encoding="utf-8"))
+        other = [f"{k} was {before[k]!r} and is {now[k]!r}" for k in now if k in before and before[k] != now[k]]
+        if other: raise ValueError(f"{last.parent} holds a run with other settings: {'; '.join(other)}. {do}")
+        return last
     def _get_output_dir(self, trial): return str(self._aside) if self._aside else super()._get_output_dir(trial)
     def _save_checkpoint(self, model, trial):
         out = Path(self.args.output_dir)
@@ -224,7 +303,10 @@ class WholeCheckpoints:
         try: super()._save_checkpoint(model, trial)
         finally: aside, self._aside = self._aside, None
         self.accelerator.wait_for_everyone()
-        if self.args.should_save: self._publish(out, aside / f"checkpoint-{self.state.global_step}")
+        if not self.args.should_save: return
+        made = aside / f"checkpoint-{self.state.global_step}"
+        (made / "settings.json").write_text(json.dumps(self.settings, indent=1), encoding="utf-8")
+        self._publish(out, made)
     def _publish(self, out, made):
         final = out / made.name
         if final.exists(): shutil.rmtree(final)
@@ -233,7 +315,7 @@ class WholeCheckpoints:
         keep = (self.args.save_total_limit or len(old) + 1) - 1
         for p in old[:max(len(old) - keep, 0)]: shutil.rmtree(p)
 
-# %% ../../nbs/14_supervised.ipynb #98a8aebd
+# %% ../../nbs/14_supervised.ipynb #fafeb193
 class WeightAverage(TrainerCallback):
     "Exponential moving average of the trainable weights."
     def __init__(self, decay): self.decay, self.weights = decay, None
@@ -263,32 +345,34 @@ class CurveCallback(TrainerCallback):
         values = {k: v for k, v in (logs or {}).items() if isinstance(v, (int, float)) and k not in ("epoch", "total_flos") and not k.startswith("train_")}
         if values: self.curves.add(state.global_step, **values)
 
-# %% ../../nbs/14_supervised.ipynb #d9b18c4d
+# %% ../../nbs/14_supervised.ipynb #203ea058
 class SupervisedTrainer(WholeCheckpoints, Trainer):
     "Both losses from one packed forward pass; averaged weights; exact resume."
+    same = ("ema_decay", "ce_weight", "mse_weight")
     def __init__(self, model, args: SupervisedConfig, examples, geometry=None, curves: Curves | None = None):
         self.geometry = geometry or (model.config.geometry if hasattr(model, "config") else None)
         self.average, self.curves = WeightAverage(args.ema_decay), curves or Curves("training")
         length = args.max_steps * args.per_device_train_batch_size * args.gradient_accumulation_steps * max(args.world_size, 1)
         if args.max_steps <= 0: raise ValueError(f"SupervisedConfig: max_steps is {args.max_steps}; expected a positive number of optimizer steps")
-        self._parts = {}
-        self.model_accepts_loss_kwargs = False
+        self._sums = {} # name of a loss -> its values since the last point of the curve
         super().__init__(model, args, train_dataset=Stream(examples, length, args.seed), data_collator=self.collate,
                          callbacks=[self.average, StopAfter(args.stop_after), CurveCallback(self.curves)])
+    def data_contents(self): return self.train_dataset.examples
     def collate(self, examples): return {"batch": pack([s for s, _ in examples], self.geometry, [g for _, g in examples])}
     def _get_train_sampler(self, train_dataset=None): return SequentialSampler(train_dataset or self.train_dataset) # the stream is the order
     def floating_point_ops(self, inputs): return 0 # transformers would count elements of a tensor that we do not have
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         out = model(inputs["batch"].to(self.args.device), ce_weight=self.args.ce_weight, mse_weight=self.args.mse_weight)
-        for k in ("ce", "mse"):
-            if len(out[k]): self._parts.setdefault(k, []).append(out[k].mean().item())
+        for k in ("loss", "ce", "mse"):
+            if out[k].numel(): self._sums.setdefault(k, []).append(out[k].mean().item())
         return (out["loss"], out) if return_outputs else out["loss"]
     def log(self, logs, *args, **kw):
-        logs |= {k: sum(v) / len(v) for k, v in self._parts.items() if v}
-        self._parts.clear()
+        if "loss" in logs: # a point of the curve; Trainer's own loss forgets, when a run is resumed, the steps before the checkpoint
+            logs |= {k: sum(v) / len(v) for k, v in self._sums.items()}
+            self._sums.clear()
         super().log(logs, *args, **kw)
 
-# %% ../../nbs/14_supervised.ipynb #9a3822d0
+# %% ../../nbs/14_supervised.ipynb #5f1169f1
 from fastcore.basics import patch
 
 @patch
@@ -296,22 +380,26 @@ def _save_optimizer_and_scheduler(self: SupervisedTrainer, output_dir):
     Trainer._save_optimizer_and_scheduler(self, output_dir)
     if self.args.should_save:
         save_file({k: v.contiguous() for k, v in self.average.weights.items()}, Path(output_dir) / "average.safetensors")
-        self.curves.save(Path(output_dir) / "curves.json")
+        self.curves.save((Path(output_dir) / "curves.json").resolve())
+        (Path(output_dir) / "sums.json").write_text(json.dumps(self._sums), encoding="utf-8")
 
 @patch
 def fit(self: SupervisedTrainer):
-    "Train from the newest whole checkpoint below `output_dir`, or from the start; end with the averaged weights in the model."
-    last = newest_whole(self.args.output_dir)
+    """Train from the newest whole checkpoint below `output_dir`, or from the start; end with the averaged weights in the model.
+
+    ValueError if the folder holds another run; `stop_after` may differ."""
+    last = self.last_checkpoint()
     if last:
+        self._sums = json.loads((last / "sums.json").read_text(encoding="utf-8"))
         self.average.weights = {k: v.to(self.args.device) for k, v in load_file(last / "average.safetensors").items()}
-        self.curves = Curves.load(last / "curves.json")
+        self.curves = Curves.load((last / "curves.json").resolve())
         self.remove_callback(CurveCallback); self.add_callback(CurveCallback(self.curves))
     reached = int(last.name.split("-")[1]) if last else 0
     if reached < (self.args.stop_after or self.args.max_steps): self.train(resume_from_checkpoint=str(last) if last else None)
     self.average.apply(self.model)
     return self.model
 
-# %% ../../nbs/14_supervised.ipynb #646eb719
+# %% ../../nbs/14_supervised.ipynb #8541532c
 @dataclass
 class StageParameters:
     "What both stages are told."
@@ -327,12 +415,16 @@ class StageParameters:
     save_steps: int
     stop_after: int # steps; 0: all
     seed: int
+    @property
+    def device(self) -> str:
+        "Where to train."
+        return "cuda" if torch.cuda.is_available() else "cpu"
     def config(self, folder: str, **changes) -> SupervisedConfig:
         "The trainer's configuration; checkpoints go to `out/folder`."
         values = dict(output_dir=str(resolve(self.out) / folder), max_steps=self.steps, per_device_train_batch_size=self.batch_size,
             learning_rate=self.learning_rate, warmup_steps=self.warmup_steps, ema_decay=self.ema_decay, save_steps=self.save_steps,
             stop_after=self.stop_after, seed=self.seed, logging_steps=max(1, self.steps // 100),
-            use_cpu=not torch.cuda.is_available())
+            use_cpu=self.device == "cpu")
         return SupervisedConfig(**values | changes)
 
 @dataclass
@@ -355,24 +447,27 @@ class SftParameters(StageParameters):
     questions: int # to measure on
     evaluation_scenes: int
 
-# %% ../../nbs/14_supervised.ipynb #27a5c03e
+# %% ../../nbs/14_supervised.ipynb #8baa443d
 class AutoencoderTask(nn.Module):
     "An `AutoencoderKL` with its training loss, in the shape `SupervisedTrainer` expects."
     def __init__(self, vae, kl_weight: float = 1e-6):
         super().__init__()
         self.vae, self.kl_weight = vae.requires_grad_(True), kl_weight
-    def forward(self, batch, ce_weight=1., mse_weight=1.):
+    def forward(self, batch, ce_weight=1., mse_weight=1.) -> dict:
+        "Losses of pictures (B, 3, H, W)."
         posterior = self.vae.encode(batch).latent_dist
         error = self.vae.decode(posterior.mean).sample - batch
         edges = sum(error.diff(dim=d).abs().mean() for d in (2, 3))
         mse = (error ** 2).mean()
-        return {"loss": 4 * mse + error.abs().mean() + edges + self.kl_weight * posterior.kl().mean(), "mse": mse[None], "ce": []}
+        return {"loss": 4 * mse + error.abs().mean() + edges + self.kl_weight * posterior.kl().mean(), "mse": mse[None], "ce": mse[None][:0]}
 
 class PictureExamples:
     "Pictures for the autoencoder, mirrored at random."
     def __init__(self, pictures: list[Image.Image], processor): self.pictures, self.processor = pictures, processor
     def __len__(self): return len(self.pictures)
-    def build(self, k, generator):
+    def contents(self): return self.pictures, self.processor.clean
+    def build(self, k, generator) -> torch.Tensor:
+        "Pixels (3, H, W)."
         pixels = self.processor.picture(self.pictures[k], views=("clean",))[0].pixels
         return pixels.flip(2) if torch.rand((), generator=generator).item() < .5 else pixels
 
@@ -380,22 +475,22 @@ class AutoencoderTrainer(SupervisedTrainer):
     "`SupervisedTrainer` over plain pictures of one size."
     def collate(self, examples): return {"batch": torch.stack([x for x, _ in examples])}
 
-# %% ../../nbs/14_supervised.ipynb #fafeb193
+# %% ../../nbs/14_supervised.ipynb #aad28ea5
 def train_autoencoder(model, processor, pictures: list, args: SupervisedConfig):
     "Train the autoencoder of `model` on `pictures` (PIL, of one size once fitted) and set its latents to unit variance."
     curves = Curves("autoencoder")
-    task = AutoencoderTask(model.vae)
+    task = AutoencoderTask(model.to(args.device).vae) # the whole model, or half of it would stay where it was
     AutoencoderTrainer(task, args, PictureExamples(pictures, processor), curves=curves).fit()
     model.vae.requires_grad_(False).eval()
     sample = torch.stack([processor.picture(p, ("clean",))[0].pixels for p in pictures[::max(len(pictures) // 256, 1)]])
     measure_latents(model, sample)
     return model
 
-# %% ../../nbs/14_supervised.ipynb #3f5bce98
+# %% ../../nbs/14_supervised.ipynb #1029ea31
 @torch.no_grad()
 def measure_latents(model: CooperForConditionalGeneration, pixels: torch.Tensor) -> tuple[float, float]:
     "Set `scaling_factor` and `shift_factor` so that latents of `pixels` (B, 3, H, W) have mean 0 and variance 1; return both."
-    z = model.vae.encode(pixels).latent_dist.mean
+    z = model.vae.encode(pixels.to(model.vae.device)).latent_dist.mean
     values = dict(shift_factor=round(z.mean().item(), 5), scaling_factor=round(1 / z.std().item(), 5))
     model.vae.register_to_config(**values); model.config.vae_config.update(values)
     return values["scaling_factor"], values["shift_factor"]
