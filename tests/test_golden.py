@@ -26,7 +26,27 @@ from cooper.model.traces import parse_turn
 from cooper.model.transformer import Cache, make_plan, rope_theta, rotary
 
 HERE = Path(__file__).resolve().parent
-FOLDERS = [Path(p).resolve() for p in os.environ.get("COOPER_GOLDEN", "").split(":") if p] or sorted(p.parent for p in (HERE/"golden").glob("*/expected"))
+
+
+def folders(named, home):
+    "The golden folders: those named, else all below `home`. Without numbers there is no law, so none, or one that lacks them, is an error and no skip."
+    found = [Path(p).resolve() for p in named.split(":") if p] or sorted(p for p in home.glob("*") if p.is_dir())
+    if not found: raise ValueError(f"{home}: there are no golden vectors; expected a folder with checkpoint/ and expected/, or one named in COOPER_GOLDEN")
+    for p in found:
+        lacks = [n for n in ("checkpoint", "expected/expected.json") if not (p/n).exists()]
+        if lacks: raise ValueError(f"{p}: {' and '.join(lacks)} missing; expected a folder of golden vectors")
+    return found
+
+
+FOLDERS = folders(os.environ.get("COOPER_GOLDEN", ""), HERE/"golden")
+
+
+def test_absent_golden_vectors_are_an_error(tmp_path):
+    with pytest.raises(ValueError, match="there are no golden vectors"): folders("", tmp_path)
+    with pytest.raises(ValueError, match="none: checkpoint and expected/expected.json missing"): folders(f"{FOLDERS[0]}:{tmp_path}/none", tmp_path)
+    (tmp_path/"half/checkpoint").mkdir(parents=True)
+    with pytest.raises(ValueError, match="half: expected/expected.json missing"): folders("", tmp_path)
+    assert folders("", HERE/"golden") == [HERE/"golden/bagel-tiny"], "the shipped golden vectors"
 
 
 class Golden:

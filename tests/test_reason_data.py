@@ -3,10 +3,11 @@ import base64, json, re
 from dataclasses import replace
 import numpy as np, pytest
 from PIL import Image
-from cooper.core import resolve
-from cooper.model.modalities import modality
-from cooper.reason.data import (COUNTS, FLAGS, FLIPPABLE, KINDS, MARGIN, MODES, Question, RATIO, ScenePictures, chain, chance_level, check_sft, decode_picture,
-    encode_picture, measure, name, questions, read_rl, read_sft, referable, rl_question, rl_row, sft_rows, solution, tools, vocabulary_texts, write_rl, write_sft)
+from cooper.core import decode_picture, encode_picture, resolve, write_jsonl
+from cooper.model.modalities import MODES, modality
+from cooper.perceive.scenes import CLASSES, load_facts
+from cooper.reason.data import (FLAGS, FLIPPABLE, KINDS, MARGIN, Question, RATIO, ScenePictures, chain, chance_level, check_sft, measure, name, questions, read_rl,
+    read_sft, referable, rl_question, sft_rows, solution, split_questions, tools, vocabulary_texts, write_rl, write_sft)
 
 def some_room(seed):
     "Facts of a made-up scene: random places, colours, shapes and sizes."
@@ -103,6 +104,20 @@ def test_solutions_follow_the_protocol(mode):
                     if "modality" in i:
                         assert items[n-1]["value"].endswith(modality(i["modality"]).request) and items[n+1]["value"] == PROTOCOL["reflection"]
 
+@pytest.mark.parametrize("order", [("depth",), ("segmentation",), ("segmentation", "depth"), ("depth", "segmentation")])
+def test_solutions_draw_what_the_protocol_names_and_in_its_order(order):
+    protocol = PROTOCOL | dict(modalities={m: {} for m in order})
+    drawn = lambda q, mode: [i["modality"] for i in solution(q, facts, mode, provider, protocol) if "modality" in i]
+    seen = set()
+    for facts in ROOMS[:40]:
+        for q in questions(facts, 0, 5):
+            assert drawn(q, "perceive") == list(order) and drawn(q, "reason") == []
+            full, used = tools(q), drawn(q, "cooperate")
+            assert used == ([] if full and full[0] not in order else [m for m in full if m in order])
+            check_sft(dict(interleaved_reason=solution(q, facts, "cooperate", provider, protocol)))
+            seen |= set(used)
+    assert seen == set(order)
+
 def test_chain_states_the_answer_by_its_numbers():
     for facts in ROOMS:
         for polarity in ("plain", "flipped"):
@@ -123,7 +138,7 @@ def test_share_of_tools():
 
 def test_pictures_of_a_scene():
     folder = resolve("data/scenes")/"test"
-    facts = json.loads((folder/"scenes.jsonl").read_text().splitlines()[0])
+    facts = load_facts(folder, limit=1)[0]
     pictures = ScenePictures(folder, facts, dict(modalities=dict(depth=dict(near=0., far=12.))))
     o = facts["objects"][0]
     x, y = (int(v*64) for v in o["pixel"])
@@ -131,6 +146,23 @@ def test_pictures_of_a_scene():
     assert abs(np.asarray(pictures("depth", 64))[y, x, 0]/255*12 - o["depth_m"]) < 1.
     palette = {tuple(c) for c in np.asarray(pictures("segmentation", 64)).reshape(-1, 3)}
     assert palette <= {tuple(c) for c in np.asarray(Image.open(folder/"seg"/"000000.png").convert("RGB")).reshape(-1, 3)}
+
+def test_pictures_of_a_scene_have_the_range_and_the_palette_of_the_protocol():
+    folder, facts = resolve("data/scenes")/"test", load_facts("data/scenes/test", limit=1)[0]
+    other = {n: [v ^ 9 for v in CLASSES[n]] for n in sorted(CLASSES)} # another order, other colours
+    of = lambda **options: np.asarray(ScenePictures(folder, facts, dict(modalities=options))("segmentation", 128))
+    stored = np.asarray(Image.open(folder/"seg"/"000000.png").convert("RGB"))
+    assert np.array_equal(of(), stored) and np.array_equal(of(segmentation=dict(palette=other)), stored ^ 9)
+    with pytest.raises(ValueError, match="palette lacks background, floor, ball, cylinder; the scenes show"): of(segmentation=dict(palette=dict(cube=(1, 2, 3))))
+    with pytest.raises(ValueError, match="'normals' is unknown"): ScenePictures(folder, facts)("normals")
+    with pytest.raises(ValueError, match="999999.png: unreadable picture"): ScenePictures(folder, facts | dict(image="rgb/999999.png"))("rgb")
+
+def test_questions_of_a_split_check_its_facts(tmp_path):
+    good = load_facts("data/scenes/test", limit=2)
+    del good[1]["objects"][0]["depth_m"]
+    write_jsonl(tmp_path/"scenes.jsonl", good)
+    with pytest.raises(ValueError, match=r"scenes.jsonl:2: field 'objects\[0\].depth_m' is missing"): split_questions(tmp_path)
+    assert len(split_questions(tmp_path, scenes=1)) == 1
 
 GOOD = dict(interleaved_reason=[dict(type="text", value="?", need_loss="false"), dict(type="image", value=encode_picture(provider("rgb", 8)), need_loss="false"),
     dict(type="text", value="!", need_loss="true")])
@@ -162,13 +194,22 @@ def test_bad_rows_are_not_written(tmp_path):
 
 RL = dict(question="?", answer="2", image="a.png", data_id="x")
 @pytest.mark.parametrize("change,words", [(dict(flag="postive"), "'flag' is 'postive'; expected one of positive, negative, boundary"), (dict(answer=2), "'answer' is 2; expected a string"),
+    (dict(image="cut.png"), "'image' is 'cut.png'.*truncated"),
     (dict(data_id=...), "'data_id' is missing"), (dict(image="gone.png"), "'image' is 'gone.png'.*No such file"), (dict(image="junk.png"), "'image' is 'junk.png'.*cannot identify")])
 def test_bad_rl_rows_are_named(tmp_path, change, words):
     provider("rgb", 8).save(tmp_path/"a.png"); (tmp_path/"junk.png").write_text("no picture")
+    Image.effect_noise((64, 64), 50).save(tmp_path/"whole.png"); (tmp_path/"cut.png").write_bytes((tmp_path/"whole.png").read_bytes()[:2000])
     bad = {k: v for k, v in (RL | change).items() if v is not ...}
     (tmp_path/"rl.jsonl").write_text(json.dumps(RL) + "\n" + json.dumps(bad) + "\n")
     with pytest.raises(ValueError, match=rf"rl\.jsonl:2: .*{words}"): read_rl(tmp_path/"rl.jsonl", images=tmp_path)
     with pytest.warns(UserWarning): assert read_rl(tmp_path/"rl.jsonl", images=tmp_path, on_bad="skip") == [RL | dict(flag="boundary")]
+
+def test_skipping_cuts_lines_where_reading_does(tmp_path):
+    "JSON allows U+2028 inside a string; it ends no line."
+    rows = [RL | dict(question="Is it\u2028red?", flag="boundary"), RL | dict(answer=2), RL | dict(flag="positive")]
+    path = write_jsonl(tmp_path/"rl.jsonl", rows)
+    with pytest.warns(UserWarning, match="kept 2 rows, skipped 1"): kept = read_rl(path, on_bad="skip")
+    assert kept == [rows[0], rows[2]] and len(kept.skipped) == 1 and "rl.jsonl:2: 'answer' is 2" in kept.skipped[0]
 
 def test_bad_json_and_missing_file(tmp_path):
     (tmp_path/"rl.jsonl").write_text(json.dumps(RL) + "\n{oops\n")

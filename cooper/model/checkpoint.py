@@ -13,19 +13,20 @@ from safetensors.torch import load_file
 from transformers import Qwen2Config, Qwen2TokenizerFast, SiglipVisionConfig
 from transformers.utils import logging
 from ..core import NotBuilt, resolve, write_whole
-from .modeling import FLUX_VAE, CooperConfig, CooperForConditionalGeneration, vae_config
-from .processor import CooperProcessor
+from .modeling import CooperConfig, CooperForConditionalGeneration, vae_config
+from .processor import CooperProcessor, check_protocol
 
 # %% auto #0
 __all__ = ['OURS', 'RELEASED', 'TABLES', 'layout', 'read_json', 'read_weights', 'released_config', 'released_vae', 'vae_names',
-           'check_names', 'load_model', 'save_model']
+           'check_names', 'quiet', 'load_model', 'save_model']
 
 # %% ../../nbs/06_checkpoint.ipynb #d1ba7964
-OURS = ("config.json", "model.safetensors", "processor_config.json", "tokenizer_config.json")
-RELEASED = ("llm_config.json", "vit_config.json", "ema.safetensors", "ae.safetensors", "tokenizer_config.json")
+OURS = ("config.json", "model.safetensors", "processor_config.json", "tokenizer_config.json", "tokenizer.json")
+RELEASED = ("llm_config.json", "vit_config.json", "ema.safetensors", "ae.safetensors", "tokenizer_config.json", "tokenizer.json")
 
 def _has(folder, name): # is a file, or its equal, there?
     same = {"ema.safetensors": ("ema.safetensors", "model.safetensors"), "model.safetensors": ("model.safetensors", "model.safetensors.index.json")}
+    if name == "tokenizer.json" and (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file(): return True
     return any((folder / n).is_file() for n in same.get(name, (name,)))
 
 def layout(folder: Path) -> str:
@@ -57,7 +58,7 @@ def _only(config_class, values, **fixed): # the sizes among what a file says; ve
     skip = {"model_type", "architectures", "dtype", "torch_dtype", "transformers_version", "tie_word_embeddings", "_name_or_path"}
     return config_class(**{k: v for k, v in values.items() if k in known - skip} | fixed)
 
-def released_config(folder: Path, tables: dict, start_of_image: int, end_of_image: int, protocol: dict) -> CooperConfig:
+def released_config(folder: Path, tables: dict, start_of_image: int, end_of_image: int) -> CooperConfig:
     "The configuration of a folder in the released layout; `tables` holds its position tables."
     vit, extra = read_json(folder / "vit_config.json"), read_json(folder / "config.json") if _has(folder, "config.json") else {}
     vit["num_hidden_layers"] = vit.get("num_hidden_layers", 27) - 1 # vit_select_layer -2
@@ -66,7 +67,7 @@ def released_config(folder: Path, tables: dict, start_of_image: int, end_of_imag
     keep |= {k: math.isqrt(len(tables[name])) for k, name in TABLES.items() if name in tables}
     text = {"rope_theta": 1e6, "rms_norm_eps": 1e-6} | read_json(folder / "llm_config.json")
     return CooperConfig(_only(Qwen2Config, text), _only(SiglipVisionConfig, vit), vae and released_vae(vae), start_of_image=start_of_image,
-                        end_of_image=end_of_image, protocol=protocol, **keep)
+                        end_of_image=end_of_image, **keep)
 
 def released_vae(c: dict) -> dict:
     "Arguments of diffusers' `AutoencoderKL` from the hyper-parameters of the FLUX autoencoder."
@@ -117,7 +118,7 @@ def _load_released(folder, dtype, protocol, clean, vision):
     tables = {name: state.pop(name) for name in TABLES.values() if name in state}
     sizes = _released_sizes(tables, clean, vision)
     processor = CooperProcessor(tokenizer, protocol, *sizes)
-    config = released_config(folder, tables, processor.start_of_image, processor.end_of_image, processor.protocol)
+    config = released_config(folder, tables, processor.start_of_image, processor.end_of_image)
     with torch.device("meta"): model = CooperForConditionalGeneration(config)
     vae = vae_names(ae, len(config.vae_config["block_out_channels"]))
     inside, outside = {k: v for k, v in model.state_dict().items() if not k.startswith("vae.")}, model.vae.state_dict()
@@ -132,6 +133,11 @@ def _released_sizes(tables, clean, vision): # (max, min, stride) of pictures: as
     return clean or (longest, longest // 2, 16), vision or ((518, 224, 14) if seen >= 518 else (seen, seen // 2, 14))
 
 # %% ../../nbs/06_checkpoint.ipynb #bb3bc3c4
+def _check_own_protocol(path): # of a processor_config.json
+    try: check_protocol(read_json(path)["protocol"])
+    except KeyError: raise ValueError(f"{path}: 'protocol' is missing; expected the words and settings that the checkpoint was trained with") from None
+    except ValueError as e: raise ValueError(str(e) if str(path) in str(e) else f"{path}: {e}") from None
+
 def _load_own(folder, dtype, protocol, clean, vision):
     kind = read_json(folder / "config.json").get("model_type")
     if kind != "cooper": raise ValueError(f"{folder / 'config.json'}: 'model_type' is {kind!r}; expected 'cooper'")
@@ -139,6 +145,7 @@ def _load_own(folder, dtype, protocol, clean, vision):
         try:
             with safe_open(path, "pt"): pass
         except (SafetensorError, OSError) as e: raise ValueError(f"{path}: cannot be read as safetensors ({e}); it may be cut off") from None
+    if not protocol: _check_own_protocol(folder / "processor_config.json")
     processor = CooperProcessor.from_pretrained(folder)
     if protocol or clean or vision:
         processor = CooperProcessor(processor.tokenizer, protocol or processor.protocol, clean or processor.clean, vision or processor.vision)
@@ -148,13 +155,16 @@ def _load_own(folder, dtype, protocol, clean, vision):
     return model, processor
 
 @contextmanager
-def _quiet(): # transformers reports on every load and save; our errors say what matters
+def quiet():
+    "transformers reports on every load and save; inside this block it does not. Our errors say what matters."
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error(); logging.disable_progress_bar()
     try: yield
     finally:
         logging.set_verbosity(level)
         if bars: logging.enable_progress_bar()
+
+_quiet = quiet # the name by which 32_grpo_trainer knows it
 
 def load_model(
     folder: str | os.PathLike, # a checkpoint folder
@@ -169,8 +179,7 @@ def load_model(
         if re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)) and not path.parent.is_dir():
             raise NotBuilt(f"fetching {folder!r} from the Hugging Face hub", "download it first and give the folder")
         raise ValueError(f"{path}: there is no such folder; expected a checkpoint with {', '.join(OURS)}")
-    with _quiet(): model, processor = {"own": _load_own, "released": _load_released}[layout(path)](path, dtype, protocol, clean, vision)
-    model.config.protocol = processor.protocol
+    with quiet(): model, processor = {"own": _load_own, "released": _load_released}[layout(path)](path, dtype, protocol, clean, vision)
     return model.eval(), processor
 
 # %% ../../nbs/06_checkpoint.ipynb #9870f5b4
@@ -180,8 +189,8 @@ def save_model(
     folder: str | os.PathLike, # replaced if it exists
     dtype: torch.dtype | None = None, # of the weights in the file; default: as they are
 ) -> Path:
-    "Write a checkpoint in our own layout."
+    "Write a checkpoint in our own layout; gives the absolute path of the folder."
     state = {k: v.to(dtype or v.dtype).contiguous() for k, v in model.state_dict().items()}
-    with _quiet(), write_whole(folder) as aside:
+    with quiet(), write_whole(folder) as aside:
         model.save_pretrained(aside, state_dict=state); processor.save_pretrained(aside)
-    return Path(folder)
+    return resolve(folder)

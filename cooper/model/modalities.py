@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 # %% auto #0
-__all__ = ['MODALITIES', 'array_to_text', 'text_to_array', 'png_bytes', 'spectral', 'colour', 'DepthMap', 'SegmentMap',
-           'unit_pixels', 'decoded_picture', 'Modality', 'register', 'Depth', 'Segmentation', 'modality',
-           'map_from_dict']
+__all__ = ['MODALITIES', 'MODES', 'array_to_text', 'text_to_array', 'png_bytes', 'spectral', 'colour', 'DepthMap', 'SegmentMap',
+           'from_pairs', 'unit_pixels', 'decoded_picture', 'Modality', 'register', 'Depth', 'Segmentation',
+           'stored_modalities', 'read_modalities', 'modality', 'map_from_dict']
 
 # %% ../../nbs/07_modalities.ipynb #93005686
 def array_to_text(a: np.ndarray) -> str:
@@ -64,7 +64,9 @@ class DepthMap:
         if self.values.ndim != 2: raise ValueError(f"DepthMap: 'values' has shape {self.values.shape}; expected (height, width)")
         if not self.near < self.far: raise ValueError(f"DepthMap: near {self.near} is not below far {self.far}")
     @property
-    def code(self): return np.clip((self.values - self.near) / (self.far - self.near), 0, 1) # (H, W), 0 near to 1 far
+    def code(self) -> np.ndarray: # (H, W)
+        "From 0 at `near` to 1 at `far`; what lies outside is cut to them."
+        return np.clip((self.values - self.near) / (self.far - self.near), 0, 1)
     @property
     def picture(self) -> Image.Image:
         "What the model learns to draw: grey, black near and white far."
@@ -125,6 +127,17 @@ def _repr_png_(self: SegmentMap):
     return _figure_png(draw)
 
 # %% ../../nbs/07_modalities.ipynb #a62834ff
+def from_pairs(
+    value: list | dict, # [[name, value], ...]; an object too, as older files have it
+    what: str, # its name, for the message
+) -> dict:
+    "An ordered dictionary as JSON keeps one. ValueError for anything else, and for a name that comes twice."
+    try: found = dict(value)
+    except (TypeError, ValueError): found = None
+    if found is None or len(found) < len(value): raise ValueError(f"{what} is {value!r:.80}; expected pairs of a name and its value, each name once")
+    return found
+
+# %% ../../nbs/07_modalities.ipynb #64138a07
 @patch
 def to_dict(self: DepthMap) -> dict:
     "JSON-ready."
@@ -133,7 +146,7 @@ def to_dict(self: DepthMap) -> dict:
 @patch
 def to_dict(self: SegmentMap) -> dict:
     "JSON-ready."
-    palette = {name: [int(v) for v in rgb] for name, rgb in self.palette.items()}
+    palette = [[name, [int(v) for v in rgb]] for name, rgb in self.palette.items()]
     return dict(type="SegmentMap", labels=array_to_text(self.labels.astype(np.int16)), palette=palette)
 
 @patch(cls_method=True)
@@ -144,9 +157,9 @@ def from_dict(cls: DepthMap, row: dict) -> DepthMap:
 @patch(cls_method=True)
 def from_dict(cls: SegmentMap, row: dict) -> SegmentMap:
     "The inverse of `to_dict`."
-    return cls(text_to_array(row["labels"]), {k: tuple(v) for k, v in row["palette"].items()})
+    return cls(text_to_array(row["labels"]), {k: tuple(v) for k, v in from_pairs(row["palette"], "'palette'").items()})
 
-# %% ../../nbs/07_modalities.ipynb #8d169449
+# %% ../../nbs/07_modalities.ipynb #4539a682
 def unit_pixels(pixels) -> np.ndarray: # (3, H, W) float32 in [0, 1]
     "Decoder output in [-1, 1], clamped, on [0, 1]. Takes a tensor or an array."
     x = pixels.detach().cpu().float().numpy() if hasattr(pixels, "detach") else np.asarray(pixels, np.float32)
@@ -157,7 +170,7 @@ def decoded_picture(pixels) -> Image.Image:
     "Decoder output as a picture, cut to 8 bits as the reference does."
     return Image.fromarray((unit_pixels(pixels) * 255).astype(np.uint8).transpose(1, 2, 0))
 
-# %% ../../nbs/07_modalities.ipynb #d112ce91
+# %% ../../nbs/07_modalities.ipynb #e6abea7d
 @dataclass(frozen=True)
 class Modality:
     "What has to be agreed upon to draw something: subclass it, and `register` the subclass."
@@ -167,6 +180,7 @@ class Modality:
     prompt: ClassVar[str] = "" # the sentence inside the tag
     metric: ClassVar[str] = "" # name of the measure of its quality
     map_type: ClassVar[type] = object # what `to_map` returns
+    ordered: ClassVar[tuple] = () # options that are dictionaries whose order has a meaning
     @property
     def request(self) -> str:
         "The request as the model writes it."
@@ -196,7 +210,7 @@ class Modality:
         "A turn with its request cut out: what a drawing is guided away from."
         return re.sub(f"<{self.tag}>.*?</{self.tag}>", "", text, flags=re.DOTALL)
 
-# %% ../../nbs/07_modalities.ipynb #e6abea7d
+# %% ../../nbs/07_modalities.ipynb #36ccd12e
 MODALITIES: dict[str, type[Modality]] = {} # name -> class; where a turn asks for two, the one registered first wins
 
 def register(cls: type[Modality]) -> type[Modality]:
@@ -208,7 +222,7 @@ def register(cls: type[Modality]) -> type[Modality]:
     MODALITIES[cls.name] = cls
     return cls
 
-# %% ../../nbs/07_modalities.ipynb #c9b6a2f8
+# %% ../../nbs/07_modalities.ipynb #c9f9bbae
 @register
 @dataclass(frozen=True)
 class Depth(Modality):
@@ -223,15 +237,17 @@ class Depth(Modality):
         "Coloured: the reference feeds depth back in Spectral, not in grey."
         return map.show()
 
-# %% ../../nbs/07_modalities.ipynb #c9f9bbae
+# %% ../../nbs/07_modalities.ipynb #d4fe4d00
 @register
 @dataclass(frozen=True)
 class Segmentation(Modality):
     "Flat colours; options: palette, name -> [r, g, b]."
-    name, tag, metric, map_type = "segmentation", "segmentation", "segmentation", SegmentMap
+    name, tag, metric, map_type, ordered = "segmentation", "segmentation", "segmentation", SegmentMap, ("palette",)
     prompt = "Segment the objects in the image with different colors."
     @property
-    def readable(self): return bool(self.options.get("palette"))
+    def readable(self) -> bool:
+        "Is there a palette to read colours by?"
+        return bool(self.options.get("palette"))
     def to_map(self, pixels) -> SegmentMap:
         "The nearest colour of the palette."
         if not self.readable: raise ValueError("segmentation: this checkpoint's protocol names no palette (the released ones never did), so colours "
@@ -240,7 +256,25 @@ class Segmentation(Modality):
         colours, x = np.array(list(palette.values()), np.float32), unit_pixels(pixels).transpose(1, 2, 0) * 255
         return SegmentMap(np.stack([((x - c) ** 2).sum(-1) for c in colours]).argmin(0), palette)
 
-# %% ../../nbs/07_modalities.ipynb #2526ef26
+# %% ../../nbs/07_modalities.ipynb #b31856f9
+MODES = ("direct", "reason", "perceive", "cooperate") # answer at once; words only; draw everything first; draw what helps
+
+# %% ../../nbs/07_modalities.ipynb #e29c4a9d
+def stored_modalities(modalities: dict) -> list:
+    "The 'modalities' of a protocol for a file: [[name, options], ...], and so on for options that have an order."
+    def pairs(d): return [list(item) for item in d.items()]
+    return [[name, options | {k: pairs(options[k]) for k in MODALITIES[name].ordered if k in options}] for name, options in modalities.items()]
+
+def read_modalities(modalities: list | dict) -> dict:
+    "The inverse of `stored_modalities`; takes the objects of older files, too. ValueError names what is wrong."
+    found = from_pairs(modalities, "protocol: 'modalities'")
+    for name, options in found.items():
+        if name not in MODALITIES: raise ValueError(f"protocol: modality {name!r} is unknown; expected one of {', '.join(MODALITIES)}")
+        if not isinstance(options, dict): raise ValueError(f"protocol: 'modalities.{name}' is {options!r:.80}; expected an object")
+        found[name] = options | {k: from_pairs(options[k], f"protocol: 'modalities.{name}.{k}'") for k in MODALITIES[name].ordered if k in options}
+    return found
+
+# %% ../../nbs/07_modalities.ipynb #6a0c1088
 def modality(
     name_or_tag: str, # 'depth' or 'depth-estimation'
     protocol: dict | None = None, # of a checkpoint; its 'modalities' entry gives near, far, palette

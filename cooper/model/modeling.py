@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, GenerationConfig, PretrainedConfig, PreTrainedModel, Qwen2Config, SiglipVisionConfig
 from transformers.activations import ACT2FN
 from transformers.utils import ModelOutput
-from .sequence import Geometry, PackedBatch, PictureSegment, patchify
-from .transformer import Cache, TwoExpertForCausalLM, TwoExpertLayer, check_backend
+from .sequence import Geometry, PackedBatch, patchify
+from .transformer import TwoExpertForCausalLM, check_backend
 from .vision import VisionTower
 
 # %% auto #0
@@ -23,7 +23,7 @@ __all__ = ['FLUX_VAE', 'CooperConfig', 'vae_config', 'preset', 'sincos_2d', 'tim
 
 # %% ../../nbs/04_model.ipynb #342ba061
 class CooperConfig(PretrainedConfig):
-    "Sizes of all parts, and how the checkpoint wants to be talked to (`protocol`)."
+    "Sizes of all parts."
     model_type = "cooper"
     sub_configs = {"text_config": Qwen2Config, "vision_config": SiglipVisionConfig}
     def __init__(self, text_config=None, vision_config=None, vae_config=None, *,
@@ -35,14 +35,14 @@ class CooperConfig(PretrainedConfig):
         timestep_shift: float = 1.0, # of training timesteps
         start_of_image: int = 151652, # token id of <|vision_start|>
         end_of_image: int = 151653, # token id of <|vision_end|>
-        protocol: dict | None = None, # system prompts, views, modalities, sampler; see the processor notebook
         **kwargs):
         def made(cls, c): return c if isinstance(c, cls) else cls(**(c or {}))
         self.text_config, self.vision_config = made(Qwen2Config, text_config), made(SiglipVisionConfig, vision_config)
         self.vae_config = dict(FLUX_VAE if vae_config is None else vae_config)
         self.latent_patch_size, self.max_latent_size, self.vit_max_num_patch_per_side = latent_patch_size, max_latent_size, vit_max_num_patch_per_side
         self.connector_act, self.interpolate_pos, self.timestep_shift = connector_act, interpolate_pos, timestep_shift
-        self.start_of_image, self.end_of_image, self.protocol = start_of_image, end_of_image, protocol or {}
+        self.start_of_image, self.end_of_image = start_of_image, end_of_image
+        kwargs.pop("protocol", None) # older files repeat here what belongs to the processor, and only its own file was ever read
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
 

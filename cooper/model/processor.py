@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import numpy as np, torch
 from PIL import Image
 from transformers import AutoProcessor, ProcessorMixin
-from .modalities import MODALITIES, decoded_picture, modality
+from .modalities import MODALITIES, MODES, read_modalities, stored_modalities
 from .modeling import CooperConfig
 from .sequence import PictureSegment, Sequence, TextSegment
 
 # %% auto #0
-__all__ = ['MAX_AREA', 'COOPERATE_SYSTEM', 'PERCEIVE_SYSTEM', 'REASON_SYSTEM', 'REFLECTION', 'MODES', 'RELEASED_PROTOCOL',
-           'TINY_PROTOCOL', 'TOKENS', 'QWEN2_SPLIT', 'Resize', 'to_rgb', 'read_picture', 'to_pixels', 'to_pil',
-           'tiny_protocol', 'check_protocol', 'CooperProcessor', 'atoms', 'train_tokenizer']
+__all__ = ['MAX_AREA', 'COOPERATE_SYSTEM', 'PERCEIVE_SYSTEM', 'REASON_SYSTEM', 'REFLECTION', 'RELEASED_PROTOCOL', 'TINY_PROTOCOL',
+           'TOKENS', 'QWEN2_SPLIT', 'Resize', 'to_rgb', 'read_picture', 'to_pixels', 'tiny_protocol', 'check_protocol',
+           'CooperProcessor', 'atoms', 'train_tokenizer']
 
 # %% ../../nbs/05_processor.ipynb #66678a57
 MAX_AREA = 14 * 14 * 9 * 1024 # pixels
@@ -63,11 +63,6 @@ def to_pixels(picture: Image.Image) -> torch.Tensor: # (3, H, W) float32 in [-1,
     "What the model is fed."
     x = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
     return (x.float() / 255 - 0.5) / 0.5
-
-def to_pil(pixels: torch.Tensor) -> Image.Image:
-    "The inverse of `to_pixels`: (3, H, W) in [-1, 1], clamped and rounded."
-    x = (pixels.detach().cpu().float().clamp(-1, 1) * 0.5 + 0.5) * 255
-    return Image.fromarray(x.round().to(torch.uint8).permute(1, 2, 0).numpy())
 
 # %% ../../nbs/05_processor.ipynb #dd71671b
 COOPERATE_SYSTEM = r"""You are a specialized multimodal assistant. Your purpose is to solve visual question answering tasks by thinking step-by-step with your skill of depth estimation and semantic segmentation.
@@ -117,8 +112,6 @@ REFLECTION = ("\nHere is the result of the depth-estimation/segmentation. Please
     "<answer>...</answer>.\n")
 
 # %% ../../nbs/05_processor.ipynb #5812a46b
-MODES = ("direct", "reason", "perceive", "cooperate")
-
 RELEASED_PROTOCOL = {
     "system": {"direct": None, "reason": REASON_SYSTEM, "perceive": PERCEIVE_SYSTEM, "cooperate": COOPERATE_SYSTEM},
     "views": {"direct": ["vision"], "reason": ["vision"], "perceive": ["clean", "vision"], "cooperate": ["clean", "vision"]},
@@ -157,7 +150,8 @@ def tiny_protocol(
 
 # %% ../../nbs/05_processor.ipynb #794ce46e
 def check_protocol(protocol: dict) -> dict:
-    "The protocol, or a ValueError that says what is missing or wrong in it."
+    "The protocol, of a program or a file, or a ValueError that says what is missing or wrong in it."
+    if not isinstance(protocol, dict): raise ValueError(f"protocol is {protocol!r:.80}; expected an object")
     missing = [k for k in RELEASED_PROTOCOL if k not in protocol]
     missing += [f"{k}.{m}" for k in ("system", "views") for m in MODES if k in protocol and m not in protocol[k]]
     missing += [f"sampler.{k}" for k in RELEASED_PROTOCOL["sampler"] if "sampler" in protocol and k not in protocol["sampler"]]
@@ -165,9 +159,7 @@ def check_protocol(protocol: dict) -> dict:
     for place, views in protocol["views"].items():
         if not views or set(views) - {"clean", "vision"}:
             raise ValueError(f"protocol: 'views.{place}' is {views!r}; expected some of 'clean', 'vision'")
-    for name in protocol["modalities"]:
-        if name not in MODALITIES: raise ValueError(f"protocol: modality {name!r} is unknown; expected one of {', '.join(MODALITIES)}")
-    return protocol
+    return protocol | {"modalities": read_modalities(protocol["modalities"])}
 
 # %% ../../nbs/05_processor.ipynb #e6f31715
 TOKENS = {"bos": "<|im_start|>", "eos": "<|im_end|>", # names in Qwen's vocabulary
@@ -194,13 +186,10 @@ class CooperProcessor(ProcessorMixin):
     def vocabulary(self) -> int:
         "How many ids may be sampled: the tokenizer's, not the padded table's."
         return len(self.tokenizer)
-    @property
-    def views(self) -> list:
-        "How pictures of a cooperative context are seen."
-        return self.protocol["views"]["cooperate"]
-    def to_picture(self, pixels) -> Image.Image:
-        "Decoder output (3, H, W) as a picture."
-        return decoded_picture(pixels)
+    def to_dict(self) -> dict:
+        "For the file: what has an order is in pairs."
+        d = super().to_dict()
+        return d | {"protocol": d["protocol"] | {"modalities": stored_modalities(d["protocol"]["modalities"])}}
     def decode(self, ids, **kwargs) -> str:
         "Text of a turn: what stands between begin and end."
         ids = [int(i) for i in ids]
@@ -227,11 +216,6 @@ def text(self: CooperProcessor,
     return TextSegment(tuple(ids), tuple(flags))
 
 # %% ../../nbs/05_processor.ipynb #dc9b1f0a
-@patch
-def open(self: CooperProcessor, picture) -> Image.Image:
-    "A picture or a file in RGB; ValueError names the file it cannot read."
-    return read_picture(picture)
-
 @patch
 def fit(self: CooperProcessor, picture) -> Image.Image:
     "The picture (or file) in RGB, at the size in which the model draws."
@@ -274,7 +258,7 @@ def reflection(self: CooperProcessor) -> TextSegment:
 # %% ../../nbs/05_processor.ipynb #c774ae71
 AutoProcessor.register(CooperConfig, CooperProcessor, exist_ok=True)
 
-# %% ../../nbs/05_processor.ipynb #cf3c051d
+# %% ../../nbs/05_processor.ipynb #23c988d3
 QWEN2_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 
 def atoms() -> list[str]:

@@ -78,7 +78,9 @@ class Cache:
         self.keys, self.values = ([torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)] for _ in range(2))
         self.lengths = torch.zeros(slots, dtype=torch.long, device=device)
     @property
-    def capacity(self): return self.keys[0].shape[2]
+    def capacity(self) -> int:
+        "Tokens that fit into a slot now."
+        return self.keys[0].shape[2]
     def reserve(self, length: int):
         "Make room for `length` tokens per slot."
         if length <= self.capacity: return

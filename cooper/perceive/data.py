@@ -25,6 +25,7 @@ class AmgRow:
     data_idx: int|None = None
     def __repr__(self): return f"AmgRow({self.data_id}: " + ", ".join(f"{p.parent.name}/{p.name}" for p in (self.rgb, self.depth, self.seg) if p) + ")"
     def picture(self) -> Image.Image: # RGB
+        "The photograph; ValueError names a file that cannot be read."
         return _opened(self.rgb, "rgb_image").convert("RGB")
 
 # %% ../../nbs/12_perception_data.ipynb #9a7d5f72
