@@ -9,6 +9,7 @@ from cooper.reason.answers import choose, close, extract, letter, mean_relative_
     (r"<answer>\boxed{2", r"\boxed{2"), (r"<answer>\boxed{2}", "2"), (r"\boxed{}", r"\boxed{}"), ("So the answer is: B.", "B"), ("**Answer:** 3", None),
     ("The answer is 1.5 m.", "1.5 m"), ("The answer is 2. No wait, the answer is 3.", "3"), ("I look.\nI think.\n(C)", "(C)"), ("(B) red cube", "(B) red cube"),
     ("There are several ways to see this picture and none is final.", None), ("left", "left"), ("<answer></answer>", None),
+    ("no opening</think> red", "red"), ("<think>a</think> b</think> red", "red"), ("red <think>or blue</think>", None),
     (r"<answer>\boxed{red}</answer> \boxed{blue}", "red"), (r"\boxed{blue} <answer>red</answer>", "red")])
 def test_extract(reply, answer):
     got = extract(reply)
@@ -58,6 +59,10 @@ NAMES = ("red cube", "blue ball")
 @pytest.mark.parametrize("text,right", [("red cube", 0), ("Red Cube.", 0), ("the red cube", 0), ("A", 0), ("(B)", 1), ("b", 1), ("B) blue ball", 1), ("B) red cube", None), ("The blue ball is closer.", 1),
     ("the red cube, not the blue ball", None), ("red ball", None), ("cube", None), ("red cube blue ball", None), ("C", None), ("blue balls", None), ("a blue ball", 1), ("a", 0)])
 def test_choose_names(text, right): assert choose(text, NAMES) == right
+
+@pytest.mark.parametrize("text,choices,right", [("70 cm", ("0.7 m", "0.9 m"), 0), ("0.9", ("0.7 m", "0.9 m"), 1), ("2", ("1.5 m", "2 m"), 1), ("2", ("2 cm", "2 m"), None), ("about 150 cm", ("1.5 m", "2 m"), 0),
+    ("1 m 50 cm", ("150 cm", "2 m"), 0), ("2 or 1.5 m", ("1.5 m", "2 m"), None), ("200 mm", ("1.5 m", "2 m"), None), ("90 deg", ("1.5707963267948966 rad", "2 rad"), 0), ("three", ("2", "3"), 1), ("2 deg", ("2 m", "3 m"), None)])
+def test_choices_in_units(text, choices, right): assert choose(text, choices) == right
 
 def test_choices_that_overlap():
     options = ("ball", "red ball", "big red ball")

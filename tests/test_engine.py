@@ -1,9 +1,12 @@
 """Law 4: a request's result does not depend on its company. Mixes of modes, sizes, groups, orders and batch sizes, with and without guidance."""
+import copy
+
 import numpy as np
 import pytest
 from PIL import Image
 
 import cooper
+import cooper.model.engine as engine_module
 
 ROOMS = [f"data/scenes/test/rgb/{i:06d}.png" for i in range(4)]
 QUESTIONS = ["How many balls are there?", "How many objects are there?", "Which is closer to the camera, the red cube or the blue ball?"]
@@ -74,6 +77,43 @@ def test_maps_of_many_pictures_are_the_maps_of_each(tiny):
 
 
 def test_settings_that_cannot_be_are_named(tiny):
-    for options, message in ((dict(temperature=-1), "temperature is -1"), (dict(top_p=0), "top_p is 0"), (dict(sampler=dict(num_timesteps=1)), "num_timesteps is 1"),
+    for options, message in ((dict(temperature=-1), "temperature is -1"), (dict(top_p=0), "top_p is 0"), (dict(batch_size=0), "batch_size is 0; expected a whole number, 1 or more"), (dict(max_new_tokens=-5), "max_new_tokens is -5"),
+                             (dict(max_turns=1.5), "max_turns is 1.5"), (dict(sampler=dict(steps=3)), "sampler has steps; expected some of num_timesteps"), (dict(sampler=dict(num_timesteps=1)), "num_timesteps is 1"),
                              (dict(sampler=dict(renorm="none")), "expected one of global, channel, text_channel")):
         with pytest.raises(ValueError, match=message): tiny.engine(**options)
+
+
+def test_a_map_does_not_depend_on_its_place_in_a_list(tiny):
+    many = tiny.perceive(ROOMS[:2], "depth", seed=4)
+    np.testing.assert_allclose(many[1].values, tiny.perceive(ROOMS[1], "depth", seed=4).values, atol=1e-3)
+    assert np.abs(many[1].values - tiny.perceive(ROOMS[1], "depth", seed=5).values).max() > 1e-2, "the seed does nothing"
+
+
+def scripted(engine, *turns):
+    "The engine writes these turns, one after the other; everything else is its own."
+    turns = [list(engine.processor.text(t).ids[1:]) for t in turns]
+    def write(writers):
+        for r in writers: r.ids, r.logprobs = [*r.ids, *(new := turns.pop(0))], [*r.logprobs, *[-.1] * len(new)]; r.pending = []; engine._close(r)
+    engine._write = write
+    return engine
+
+
+@pytest.mark.parametrize("mode, text, finished, answer", [
+    ("reason", "<think>The cube is nearer.</think> The answer is \\boxed{red cube}.", True, "red cube"), ("reason", "<think>The cube", False, None),
+    ("direct", "red cube", True, "red cube"), ("cooperate", "<think>The cube.</think> red cube", False, None), ("cooperate", "<think>The cube.</think><answer>red cube</answer>", True, "red cube")])
+def test_finished_means_that_there_is_an_answer(tiny, mode, text, finished, answer):
+    engine = scripted(tiny.engine(), text)
+    trace, = engine.run([engine.request(ROOMS[0], QUESTIONS[2], mode)])
+    assert (trace.finished, trace.answer) == (finished, answer)
+
+
+def test_only_what_the_protocol_has_is_drawn(tiny):
+    processor = copy.copy(tiny.processor)
+    processor.protocol = tiny.processor.protocol | {"modalities": {"depth": tiny.processor.protocol["modalities"]["depth"]}}
+    co = engine_module.Cooper(tiny.model, processor)
+    perceived = co.ask(ROOMS[0], QUESTIONS[0], "perceive", max_new_tokens=4)
+    assert perceived.drawn == ["depth"]
+    with pytest.raises(ValueError, match="does not draw 'segmentation'; expected one of depth"): co.perceive(ROOMS[0], "segmentation")
+    engine = scripted(co.engine(), "<think>Where?</think><segmentation>Segment.</segmentation>")
+    trace, = engine.run([engine.request(ROOMS[0], QUESTIONS[0], "cooperate")])
+    assert trace.drawn == [] and not trace.finished

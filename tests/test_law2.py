@@ -79,7 +79,6 @@ def test_the_shipped_checkpoint(cooper_):
     "The same with the small COOPER, whose traces are real."
     import cooper
     from cooper.core import resolve
-    if not (resolve("data/tiny-cooper") / "config.json").exists(): pytest.skip("data/tiny-cooper is not there")
     co = cooper.load(resolve("data/tiny-cooper"))
     engine = co.engine(temperature=1.0, max_new_tokens=40)
     modes = ("reason", "cooperate", "perceive")

@@ -1,14 +1,15 @@
 "Statistics against cases computed by hand, evaluations that are killed, and input that is not what it should be."
-import json
+import json, shutil
 
 import numpy as np
 import pytest
 
 from cooper.core import NotBuilt, read_jsonl, resolve, write_jsonl
-from cooper.measure.benchmarks import (LATER, Case, Estimate, EvalParameters, Perception, benchmark, bootstrap, compare, evaluate, fingerprint, grid,
+from cooper.measure.benchmarks import (_perceived, LATER, Case, Estimate, EvalParameters, Perception, benchmark, bootstrap, compare, evaluate, fingerprint, grid,
                                        mean_maps, perception, resized_depth, resized_labels, save_tables, segmented, summarise, summarise_perception)
-from cooper.model.modalities import DepthMap, SegmentMap
+from cooper.model.modalities import MODALITIES, DepthMap, Modality, SegmentMap
 from cooper.perceive.data import read_amg
+from cooper.perceive.metrics import METRICS
 from cooper.perceive.scenes import CLASSES
 from cooper.reason.data import KINDS, place
 from pretend import Cooper
@@ -149,6 +150,35 @@ def test_records_of_another_checkpoint_are_not_taken(tmp_path):
     assert len(again.asked) == 5 # another seed
 
 
+def test_records_of_another_protocol_or_picture_are_not_taken(tmp_path):
+    folder, out = tmp_path / "test", tmp_path / "answers.jsonl"
+    shutil.copytree(resolve("data/scenes/test"), folder)
+    bench = benchmark(count=5, folder=folder)
+    def asked(**protocol):
+        c = Cooper()
+        c.processor.protocol |= protocol
+        evaluate(c, bench, ("direct",), out)
+        return len(c.asked)
+    assert (asked(), asked()) == (5, 0)
+    assert asked(max_new_tokens=3) == 5 and asked(system=dict(direct="Say nothing.")) == 5
+    assert asked() == 0, "the rows of the first protocol are still there"
+    path = bench.picture(bench.questions[0])
+    path.write_bytes(path.read_bytes() + b"\0") # still a picture
+    assert asked() == sum(q.image == bench.questions[0].image for q in bench.questions)
+
+
+def test_checkpoints_that_share_a_file_keep_each_others_rows(tmp_path):
+    bench, out = benchmark(count=5), tmp_path / "answers.jsonl"
+    evaluate(Cooper(weight=0.), bench, ("direct",), out)
+    evaluate(Cooper(weight=1.), bench, ("reason",), out)
+    first = Cooper(weight=0.)
+    evaluate(first, bench, ("direct",), out)
+    assert not first.asked and len(read_jsonl(out)) == 10
+    drawings = tmp_path / "drawings.jsonl"
+    for w in (0., 1., 0.): last = Cooper(weight=w); perception(last, HELD_OUT, out=drawings)
+    assert not last.drawn and len(read_jsonl(drawings)) == 2 * len(HELD_OUT)
+
+
 def test_a_torn_file_of_records_is_named(tmp_path):
     out = tmp_path / "answers.jsonl"
     out.write_text('{"data_id": "a", "mode"')
@@ -206,3 +236,23 @@ def test_killed_drawings_go_on(tmp_path):
     again = perception(second, HELD_OUT, out=out, batch_size=2)
     assert again.rows == whole.rows and len(second.drawn) == 2 * 3 # two modalities of three scenes
     assert all((a.drawn_depth.values == b.drawn_depth.values).all() for a, b in zip(again.cases, whole.cases))
+
+
+def test_only_what_the_protocol_has_is_drawn_and_measured():
+    c, both = Cooper(), Cooper()
+    c.processor.protocol["modalities"].pop("segmentation")
+    one, two = perception(c, HELD_OUT, checkpoint="depth only"), perception(both, HELD_OUT, checkpoint="both")
+    assert {name for name, *_ in c.drawn} == {"depth"} and {r["what"] for r in one.table.rows} == {"depth"}
+    t = summarise_perception([one, two])
+    assert "drawn depth only" in t.where(measure="AbsRel")[0] and "drawn depth only" not in t.where(measure="mIoU")[0]
+
+
+def test_a_new_modality_needs_its_registration_and_its_metric(monkeypatch):
+    class Normals(Modality): name, tag, prompt, metric = "normals", "normals", "Draw the normals.", "angle"
+    monkeypatch.setitem(MODALITIES, "normals", Normals)
+    monkeypatch.setitem(METRICS, "angle", lambda drawn, true: dict(degrees=float(np.abs(drawn - true).mean())))
+    case = lambda off: Case("", None, np.ones((2, 2)), truth=dict(normals=np.zeros(3)), drawn=dict(normals=np.full(3, off)))
+    assert case(3.).quality("normals") == dict(degrees=3.)
+    p = Perception([], [_perceived(case(off), np.ones((2, 2))) for off in (2., 4.)])
+    row, = p.table.rows
+    assert (row["what"], row["measure"], row["drawn"].value) == ("normals", "normals degrees", 3.)

@@ -1,12 +1,16 @@
 """Rewards judge what is there, change nothing, and say why (laws 5 and 7; the reference's defects A3, A5, B30, C1, C8 must not come back)."""
 import copy, itertools, json
+from pathlib import Path
 from dataclasses import replace
 import pytest
 from PIL import Image
 from cooper.core import NotBuilt
-from cooper.cooperate.rewards import REWARDS, Verdict, accuracy, as_reward_functions, cooperation, format, own_turns, reward_table, used_tool
+from cooper.cooperate.rewards import REWARDS, Verdict, accuracy, as_reward_functions, cooperation, format, reward_table, used_tool
+from cooper.measure.benchmarks import Benchmark, record
 from cooper.model.modalities import modality
 from cooper.model.traces import Step, Trace
+from cooper.reason.answers import judge
+from cooper.reason.data import Question
 
 DEPTH, SEGMENTS = (f"<think>why</think>\n{modality(k).request}" for k in ("depth", "segmentation"))
 def says(x): return f"<think>so</think>\n<answer>\\boxed{{{x}}}</answer>"
@@ -43,24 +47,45 @@ def test_tolerance(): assert accuracy(trace(says("1.9 m")), dict(answer="2 m")).
 
 # ---- format
 VALID = [trace(says("2")), tooled(), trace(DEPTH, draw(), SEGMENTS, draw("segmentation"), says("2")), trace("  " + says("2") + "\n"), trace("<think>a\nb</think><answer>c\nd</answer>"),
-    trace(says("2"), mode="reason"), trace("<answer>\\boxed{2}</answer>", mode="direct"), trace("<answer>2</answer>\n", mode="perceive")]
+    trace(says("2"), mode="reason"), trace("<think>Two.</think> It is \\boxed{2}.", mode="reason"), trace("<answer>\\boxed{2}</answer>", mode="direct"), trace("2", mode="direct"), trace("<answer>2</answer>\n", mode="perceive")]
 INVALID = [trace(), trace("2"), trace("<answer>2</answer>"), trace("<think>a</think>"), trace(DEPTH), trace(says("2") + " and more"), trace("well " + says("2")), trace("<think>a</think> hm <answer>2</answer>"),
     trace(says("2"), draw(), says("2")), trace("<think>a</think>" + modality("depth").request + modality("segmentation").request, draw(), says("2")), trace("<think><answer>2</answer></think>"),
     trace(write(says("2"), truncated=True)), trace(write(DEPTH, truncated=True), draw(), says("2")), trace(modality("depth").request, draw(), says("2")),
-    trace(DEPTH, draw(), says("2"), mode="reason"), trace("2", mode="direct"), trace(says("2"), mode="direct"), trace(says("2"), mode="perceive"), trace("<answer>2", mode="perceive"),
+    trace(DEPTH, draw(), says("2"), mode="reason"), trace("2 <answer>2</answer>", mode="direct"), trace("2", mode="perceive"), trace(says("2"), mode="direct"), trace(says("2"), mode="perceive"), trace("<answer>2", mode="perceive"),
     trace("<answer>1</answer><answer>2</answer>", mode="direct"), trace("<think>a</think>\n<answer>2</answer>\n<answer>3</answer>")]
 @pytest.mark.parametrize("t", VALID)
 def test_valid_format(t): assert format(t).value == 1 and "valid form" in format(t).why
 @pytest.mark.parametrize("t", INVALID)
 def test_invalid_format(t): assert format(t).value == 0 and format(t).why
 
-@pytest.mark.parametrize("forced", [(), (False, False, False)])   # as the engine records what it puts into the model's mouth, and as it might
-def test_forced_requests_are_not_judged_but_forced_beginnings_are(forced):
-    given = [write(modality("depth").request, forced), draw(), write(modality("segmentation").request, forced), draw("segmentation")]
+@pytest.mark.parametrize("sampled", [(False, False, False), ()])   # as the engine records what it puts into the model's mouth, and as it might
+def test_forced_requests_are_not_judged_but_forced_beginnings_are(sampled):
+    forced = lambda name: Step("write", text=modality(name).request, ids=(1, 1, 1), sampled=sampled)
+    given = [forced("depth"), draw(), forced("segmentation"), draw("segmentation")]
     ends = write("<answer>\\boxed{2}</answer>", (False, True, True))
-    assert format(trace(*given, ends, mode="perceive")).value == 1 and len(own_turns(trace(*given, ends, mode="perceive"))) == 1
+    assert format(trace(*given, ends, mode="perceive")).value == 1 and trace(*given, ends, mode="perceive").own == [ends]
     assert format(trace(*given, write("<answer>\\boxed{2}", (False, True)), mode="perceive")).value == 0
     assert format(trace(*given, mode="perceive")).value == 0 and not used_tool(trace(*given, ends, mode="perceive"))
+
+# ---- one judge
+REPLIES = ["\\boxed{2}", "2", "<answer>2</answer>", "<answer>2</answer><answer>3</answer>", "<answer>3</answer><answer>2</answer>", "<answer>C</answer>", "<answer>2", "<answer>2 or 3</answer>", "", "<think>2", "It is 2 or 3.",
+    "<think>a</think>", "<think>a</think> 2", "<think>a</think>\nThe answer is two.", "<think>a</think><answer>2</answer>", "<think><answer>2</answer></think>", "<think>2</think> I do not know, and nobody else can know it either", DEPTH]
+@pytest.mark.parametrize("mode,truncated", list(itertools.product(("direct", "reason", "perceive", "cooperate"), (False, True))))
+def test_the_benchmark_judges_as_the_reward_does(mode, truncated):
+    q = Question("count", ROW["question"], "2", 1/7, tuple("0123456"), (1,), "x.png", "a", "positive")
+    bench = Benchmark("", Path("."), (q,), {"count": "1"})
+    for reply in REPLIES:
+        t = trace(write(reply, truncated=truncated), mode=mode)
+        row = record(t, q, bench)
+        assert row["correct"] == (accuracy(t, ROW).value == 1) == (judge(t, ROW).value == 1), (reply, accuracy(t, ROW))
+        assert row["valid"] == (format(t).value == 1), (reply, format(t))
+        assert not row["correct"] or row["prediction"] is not None
+
+@pytest.mark.parametrize("mode,right", [("cooperate", {2, 14}), ("perceive", {2, 6, 14}), ("direct", {0, 1, 2, 6, 12, 13, 14}), ("reason", {0, 1, 2, 6, 12, 13, 14})])
+def test_what_each_mode_takes_for_an_answer(mode, right): # the prompt of the released checkpoints asks for no tag in `reason`, and has none in `direct`
+    assert {i for i, r in enumerate(REPLIES) if accuracy(trace(r, mode=mode), ROW).value} == right
+    closed = {i for i, r in enumerate(REPLIES) if accuracy(trace(write(r, truncated=True), mode=mode), ROW).value}
+    assert closed == right & {2, 14} # what was cut off might have gone on
 
 # ---- cooperation
 @pytest.mark.parametrize("flag,count", list(itertools.product(("positive", "negative", "boundary", None), range(9))))
@@ -122,11 +147,19 @@ def test_groups_must_be_whole():
     group = [tooled()] + [trace(says("2"))]*7
     assert f(traces=group, **COLUMNS | dict(data_id=["a"]*4 + ["b"]*4)) == [.2] + [0.]*7
     assert f(traces=group, **COLUMNS | dict(flag=["boundary"]*8)) == [0.]*8
-    with pytest.raises(ValueError, match=r"traces 4 to 7 hold 2 questions \(a, b\)"): f(traces=group, **COLUMNS | dict(data_id=["a"]*5 + ["b"]*3))
-    with pytest.raises(ValueError, match="6 traces are not whole groups of 4"): f(traces=group[:6], **{k: v[:6] for k, v in COLUMNS.items()})
+    for torn in ("aaaaabbb", "aaaaaabb", "abababab", "aabbaabb", "aaaaaaab", "aaaab", "aab"):
+        with pytest.raises(ValueError, match=f"{len(torn)} traces are no whole groups: .* of a, .* of b.*; expected 4 of each data_id"):
+            f(traces=group[:len(torn)], **{k: v[:len(torn)] for k, v in COLUMNS.items()} | dict(data_id=list(torn)))
     with pytest.raises(ValueError, match="without 'traces'"): f(prompts=["?"]*8, completions=[""]*8, **COLUMNS)
     with pytest.raises(ValueError, match="needs the column 'data_id'"): f(traces=group, flag=["positive"]*8)
     with pytest.raises(ValueError, match="needs the column 'answer'"): as_reward_functions(["accuracy"])[0](traces=group)
+
+@pytest.mark.parametrize("ids", ["abcd", "aabb", "a", "aaabbb", "aaaaaabbbbbb", "aaaaaa", "aaaaaaaabbbb", "aaaabbbbaaaa"])
+def test_evaluations_have_groups_of_their_own_size(ids):
+    f, = as_reward_functions(["cooperation"], num_generations=4)
+    got = f(traces=[tooled()] + [trace(says("2"))]*(len(ids) - 1), data_id=list(ids), flag=["positive"]*len(ids))
+    size = 4 if ids in ("aaaaaaaabbbb", "aaaabbbbaaaa") else ids.count("a")
+    assert got == [.2 if 1 < 3/8*size else 0.] + [0.]*(len(ids) - 1)
 
 def test_columns_as_trl_passes_them():
     extra = dict(trainer_state=object(), log_extra=lambda *a: None, log_metric=None, completion_ids=[[1]]*8, short=[1, 2], choices=[None]*8)

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from PIL import Image
-from ..core import NotBuilt, progress, read_jsonl, resolve, seed_for, write_jsonl, write_whole
-from ..model.modalities import DepthMap, SegmentMap, map_from_dict, modality
+from ..core import NotBuilt, file_hash, progress, read_jsonl, resolve, seed_for, write_jsonl, write_whole
+from ..model.modalities import map_from_dict, modality
 from ..model.processor import MODES
 from ..model.traces import Trace
-from ..perceive.data import AmgRow, load_classes, load_depth_png, read_amg
-from ..perceive.metrics import ConfusionMatrix, depth_metrics, mean_depth_baseline
+from ..perceive.data import AmgRow, load_classes, load_depth_png
+from ..perceive.metrics import ConfusionMatrix, depth_metrics, mean_depth_baseline, metric
 from ..perceive.scenes import CLASSES, load_facts
-from ..reason.answers import same
+from ..reason.answers import judge
 from ..reason.data import KINDS, Question, place, questions
 
 # %% auto #0
@@ -194,7 +194,7 @@ def record(trace: Trace, q: Question, bench: Benchmark, checkpoint: str = "", se
     words = "\n".join(s.text if s.kind == "write" else f"[draws {s.modality}]" for s in trace.steps)
     return dict(checkpoint=checkpoint, mode=trace.mode, data_id=q.data_id, kind=q.kind, polarity=q.polarity, image=q.image, question=q.question,
         truth=q.answer, choices=list(q.choices), chance=q.chance, constant=place(q) == bench.constants[q.kind], prediction=trace.answer,
-        correct=trace.answer is not None and bool(same(trace.answer, q.answer, q.kind, q.choices)), valid=bool(trace.format_ok(trace.mode)),
+        correct=judge(trace, dict(question=q.question, answer=q.answer, choices=q.choices, kind=q.kind)).value == 1, valid=trace.format_ok(),
         calls=len(trace.drawn), drawn=list(trace.drawn), tokens=trace.tokens, text=words,
         seconds=round(trace.seconds if seconds is None else seconds, 3))
 
@@ -208,28 +208,34 @@ def fingerprint(model: torch.nn.Module) -> str: # 16 hex digits
     return h.hexdigest()
 
 # %% ../../nbs/41_benchmarks.ipynb #ea5a3b13
-def _stamp(cooper, folder, seed, options) -> str:
+def _stamps(cooper, seed, options): # -> function of a picture file (and a question) that gives its stamp
     kept = {k: v for k, v in options.items() if k != "batch_size"} # the batch changes nothing
-    return f"{seed_for(fingerprint(cooper.model), resolve(folder).as_posix(), seed, json.dumps(kept, sort_keys=True, default=str)):016x}"
+    settings = json.dumps([cooper.processor.protocol, kept], default=str)
+    parts, hashes = (fingerprint(cooper.model), settings, seed), {}
+    def stamp(picture, question=""):
+        if picture not in hashes: hashes[picture] = file_hash(picture)
+        return f"{seed_for(*parts, hashes[picture], question):016x}"
+    return stamp
 
-def _known(out, stamp, key) -> dict:
-    "Rows of an earlier run with the same stamp."
-    if out is None or not resolve(out).exists(): return {}
-    return {key(r): r for r in read_jsonl(out) if r.get("stamp") == stamp}
+def _known(out, key, stamps) -> tuple: # {key: row} of an earlier run of the same, and all other rows of the file
+    rows = read_jsonl(out) if out is not None and resolve(out).exists() else []
+    mine = lambda r: key(r) in stamps and r.get("stamp") == stamps[key(r)]
+    return {key(r): r for r in rows if mine(r)}, [r for r in rows if not mine(r)]
 
 # %% ../../nbs/41_benchmarks.ipynb #eb61b8bc
 def evaluate(
     cooper, # what `cooper.load` gives
     bench: Benchmark,
     modes=MODES,
-    out=None, # JSONL file of the records; rows that are there already are not asked again
+    out=None, # JSONL file of the records; rows that are there already are not asked again, rows of other evaluations stay
     checkpoint: str = "", # a name for the tables
     seed: int = 0, batch_size: int = 32,
     **options, # of the engine
 ) -> list[dict]: # one record per question and mode
     "Ask every question in every mode. The file is written whole after each batch, so a killed run loses at most a batch."
-    stamp, key = _stamp(cooper, bench.folder, seed, options), lambda r: (r["data_id"], r["mode"])
-    known = _known(out, stamp, key)
+    of = _stamps(cooper, seed, options)
+    stamps = {(q.data_id, m): of(bench.picture(q), q.question) for q in bench.questions for m in modes}
+    known, others = _known(out, lambda r: (r.get("data_id"), r.get("mode")), stamps)
     jobs = [(m, [q for q in bench.questions if (q.data_id, m) not in known]) for m in modes]
     bar = progress(total=sum(len(qs) for _, qs in jobs), desc=f"questions {checkpoint}".strip())
     for mode, asked in jobs:
@@ -237,8 +243,8 @@ def evaluate(
             part, start = asked[i:i + batch_size], time.perf_counter()
             answers = traces(cooper, bench, part, mode, seed, batch_size=batch_size, **options)
             each = (time.perf_counter() - start) / len(part)
-            for q, t in zip(part, answers): known[q.data_id, mode] = record(t, q, bench, checkpoint, each) | dict(stamp=stamp)
-            if out is not None: write_jsonl(out, known.values())
+            for q, t in zip(part, answers): known[q.data_id, mode] = record(t, q, bench, checkpoint, each) | dict(stamp=stamps[q.data_id, mode])
+            if out is not None: write_jsonl(out, [*others, *known.values()])
             bar.update(len(part))
     bar.close()
     return [known[q.data_id, m] | dict(checkpoint=checkpoint) for m in modes for q in bench.questions]
@@ -331,21 +337,31 @@ def resized_labels(labels: np.ndarray, shape: tuple) -> np.ndarray:
     return np.asarray(Image.fromarray(labels.astype(np.uint8)).resize(shape[::-1], Image.NEAREST)).astype(labels.dtype)
 
 # %% ../../nbs/41_benchmarks.ipynb #e0b500e0
-@dataclass(eq=False)
 class Case:
-    "A scene's truth beside a model's drawings of it."
-    name: str
-    picture: Image.Image
-    depth: np.ndarray # (H, W) metres, true; 0 where it is not known
-    labels: np.ndarray # (H, W) indices into `classes`, true
-    drawn_depth: object = None # DepthMap
-    drawn_labels: object = None # SegmentMap
-    classes: tuple = tuple(CLASSES)
+    "A scene's truth beside a model's drawings of it, both by modality: `truth` and `drawn`."
+    def __init__(self,
+        name: str, picture: Image.Image,
+        depth: np.ndarray | None = None, # (H, W) metres, true; 0 where it is not known
+        labels: np.ndarray | None = None, # (H, W) indices into `classes`, true
+        drawn_depth=None, # DepthMap
+        drawn_labels=None, # SegmentMap
+        classes: tuple = tuple(CLASSES),
+        truth: dict | None = None, # modality -> true map, of further modalities
+        drawn: dict | None = None): # modality -> what was drawn, likewise
+        self.name, self.picture, self.classes = name, picture, classes
+        there = lambda maps: {k: v for k, v in maps.items() if v is not None}
+        self.truth = there(dict(depth=depth, segmentation=labels) | (truth or {}))
+        self.drawn = there(dict(depth=drawn_depth, segmentation=drawn_labels) | (drawn or {}))
+    def __repr__(self): return f"Case({self.name}: {', '.join(self.drawn) or 'nothing'} drawn)"
+    depth, labels = (property(lambda self, k=k: self.truth.get(k)) for k in ("depth", "segmentation"))
+    drawn_depth, drawn_labels = (property(lambda self, k=k: self.drawn.get(k)) for k in ("depth", "segmentation"))
     @property
-    def depth_on_truth(self) -> np.ndarray: # (H, W) metres, the drawing at the size of the truth
+    def depth_on_truth(self) -> np.ndarray: # (H, W) metres
+        "The drawn depth at the size of the truth."
         return np.maximum(resized_depth(self.drawn_depth.values, self.depth.shape), 1e-3)
     @property
-    def depth_error(self) -> np.ndarray: # (H, W) metres, positive where the drawing is too far away
+    def depth_error(self) -> np.ndarray: # (H, W) metres
+        "Drawn less true depth: positive where the drawing is too far away."
         return self.depth_on_truth - self.depth
 
 # %% ../../nbs/41_benchmarks.ipynb #371495d6
@@ -361,13 +377,25 @@ def labels_on_truth(self: Case) -> np.ndarray: # (H, W) indices into `classes`
     return np.array([self.classes.index(n) for n in self.drawn_labels.classes])[resized_labels(self.drawn_labels.labels, self.labels.shape)]
 
 # %% ../../nbs/41_benchmarks.ipynb #482394ab
-@patch(as_prop=True)
-def depth_quality(self: Case) -> dict: # see `depth_metrics`
-    align = None if self.drawn_depth.unit == "m" else "scale_shift"
-    return depth_metrics(self.depth_on_truth, self.depth, self.depth > 0, align)
+def _compared(case, name) -> tuple: # what the metric of a modality is given
+    measure = modality(name).metric
+    if measure == "segmentation": return case.labels_on_truth, case.labels, case.classes
+    if measure != "depth": return case.drawn[name], case.truth[name]
+    return case.depth_on_truth, case.depth, case.depth > 0, None if case.drawn_depth.unit == "m" else "scale_shift"
+
+@patch
+def quality(self: Case, name: str) -> dict:
+    "The numbers of one drawing by the metric of its modality."
+    return metric(modality(name).metric)(*_compared(self, name))
 
 @patch(as_prop=True)
-def confusion(self: Case) -> np.ndarray: # [classes, classes] pixels: true class by drawn class
+def depth_quality(self: Case) -> dict:
+    "See `depth_metrics`."
+    return self.quality("depth")
+
+@patch(as_prop=True)
+def confusion(self: Case) -> np.ndarray: # [classes, classes] pixels
+    "True class by drawn class."
     return ConfusionMatrix(self.classes).add(self.labels_on_truth, self.labels).counts
 
 # %% ../../nbs/41_benchmarks.ipynb #a5cf6191
@@ -394,25 +422,31 @@ class Perception:
 def _perceived(case, blind) -> dict:
     "The numbers of one case."
     row = dict(scene_id=case.name, mean_map=depth_metrics(blind, case.depth, case.depth > 0))
-    if case.drawn_depth is not None: row |= dict(depth=case.depth_quality, aligned=case.drawn_depth.unit != "m")
-    return row if case.drawn_labels is None else row | dict(confusion=case.confusion.tolist())
+    for name in case.drawn:
+        if name not in case.truth: continue # drawn, but nobody knows how it should look
+        if modality(name).metric == "segmentation": row["confusion"] = case.confusion.tolist() # pixels of all pictures are counted together
+        else: row[name] = case.quality(name)
+        if modality(name).metric == "depth": row["aligned"] = case.drawn[name].unit != "m"
+    return row
 
 # %% ../../nbs/41_benchmarks.ipynb #d7fdd255
-def _draw(cooper, pictures, names, seed, options) -> list: # for each picture {modality: map}; those without numbers are left out
-    engine = cooper.engine(**options)
-    kinds = [m for m in ("depth", "segmentation") if modality(m, cooper.processor.protocol).readable]
+def _readable(cooper) -> list: # the modalities of a checkpoint whose drawings can be read as numbers
+    return [m for m in cooper.processor.protocol["modalities"] if modality(m, cooper.processor.protocol).readable]
+
+def _draw(cooper, pictures, names, seed, options) -> list: # for each picture {modality: map}
+    engine, kinds = cooper.engine(**options), _readable(cooper)
     maps = {m: engine.perceive(pictures, m, [(seed, n, m) for n in names]) for m in kinds}
     return [{m: maps[m][i] for m in kinds} for i in range(len(pictures))]
 
-def _drawn(cooper, cases, known, out, stamp, checkpoint, seed, options):
+def _drawn(cooper, cases, known, others, out, stamps, checkpoint, seed, options):
     "Draw what is not known yet; the file is written whole after each batch."
     todo, size = [c for c in cases if c.name not in known], options["batch_size"]
     with progress(total=len(todo), desc=f"drawings {checkpoint}".strip()) as bar:
         for i in range(0, len(todo), size):
             part = todo[i:i + size]
             for c, maps in zip(part, _draw(cooper, [c.picture for c in part], [c.name for c in part], seed, options)):
-                known[c.name] = dict(scene_id=c.name, stamp=stamp, **{m: drawn.to_dict() for m, drawn in maps.items()})
-            if out is not None: write_jsonl(out, known.values())
+                known[c.name] = dict(scene_id=c.name, stamp=stamps[c.name], **{m: drawn.to_dict() for m, drawn in maps.items()})
+            if out is not None: write_jsonl(out, [*others, *known.values()])
             bar.update(len(part))
 
 # %% ../../nbs/41_benchmarks.ipynb #8d594d9d
@@ -420,16 +454,17 @@ def perception(
     cooper, # what `cooper.load` gives
     rows: list, # of `read_amg`: scenes with their true depth and segments
     baseline_rows: list | None = None, # of `read_amg`: whose mean depth map is the baseline; the other scenes if None
-    out=None, # JSONL file of the drawn maps; scenes that are there already are not drawn again
+    out=None, # JSONL file of the drawn maps; scenes that are there already are not drawn again, rows of other checkpoints stay
     checkpoint: str = "", seed: int = 0, batch_size: int = 32,
     **options, # of the engine
 ) -> Perception:
-    "Draw depth and segmentation of scenes and measure them against the truth, depth in metres without alignment."
+    "Draw the modalities of a checkpoint for scenes and measure them against the truth, depth in metres without alignment."
     cases, options = [read_case(r) for r in rows], options | dict(batch_size=batch_size)
-    stamp = _stamp(cooper, rows[0].rgb.parent, seed, options)
-    known = _known(out, stamp, lambda r: r["scene_id"])
-    _drawn(cooper, cases, known, out, stamp, checkpoint, seed, options)
-    for c in cases: c.drawn_depth, c.drawn_labels = (m and map_from_dict(m) for m in map(known[c.name].get, ("depth", "segmentation")))
+    of = _stamps(cooper, seed, options)
+    stamps = {r.data_id: of(r.rgb) for r in rows}
+    known, others = _known(out, lambda r: r.get("scene_id"), stamps)
+    _drawn(cooper, cases, known, others, out, stamps, checkpoint, seed, options)
+    for c in cases: c.drawn = {m: map_from_dict(known[c.name][m]) for m in _readable(cooper)}
     blind = mean_maps([c.depth for c in cases], baseline_rows and [load_depth_png(r.depth) for r in baseline_rows])
     return Perception(cases, [_perceived(c, b) for c, b in zip(cases, blind)], checkpoint, seed)
 
@@ -441,6 +476,7 @@ def segmented(counts: np.ndarray, classes: list) -> dict:
     return matrix.result()
 
 # %% ../../nbs/41_benchmarks.ipynb #a546b667
+_PARTS = ("scene_id", "mean_map", "aligned", "confusion", "depth") # of a row; what is left are further modalities
 _DEPTH = (("absrel", "AbsRel", ""), ("rmse", "RMSE", "m"), ("log10", "log10", ""), ("silog", "SILog", ""),
           ("delta1", "δ < 1.25", "%"), ("delta2", "δ < 1.25²", "%"), ("delta3", "δ < 1.25³", "%"))
 
@@ -458,6 +494,12 @@ def _class_rows(rows, seed):
     for label, statistic in (measures | {f"IoU {name}": iou(name) for name in classes}).items():
         yield dict(what="segmentation", measure=label, n=len(rows), drawn=bootstrap(counts, statistic, seed, 500))
 
+def _other_rows(rows, seed): # any other modality: the mean of each number that its metric gives
+    for name in (k for k in rows[0] if k not in _PARTS):
+        for key, value in rows[0][name].items():
+            if isinstance(value, float):
+                yield dict(what=name, measure=f"{name} {key}", n=len(rows), drawn=bootstrap([r[name][key] for r in rows], seed=seed, unit=""))
+
 # %% ../../nbs/41_benchmarks.ipynb #9b1eb2ed
 def summarise_perception(
     drawn: list, # of `Perception`, one for each checkpoint
@@ -466,12 +508,14 @@ def summarise_perception(
     "Depth in metres beside the mean map, segmentation per class, with 95 % intervals over pictures."
     if not drawn: raise ValueError("summarise_perception: there is nothing; expected what `perception` gives")
     keys = ["drawn"] if len(drawn) == 1 else [f"drawn {d.checkpoint}" for d in drawn]
-    parts = [[*_depth_rows(d.rows, seed), *_class_rows(d.rows, seed)] for d in drawn]
-    lines = [rows[-1] | {k: r["drawn"] for k, r in zip(keys, rows)} for rows in zip(*parts)] # a row per measure, a column per checkpoint
+    lines = {} # a row per measure, a column per checkpoint
+    for k, d in zip(keys, drawn):
+        for r in (*_depth_rows(d.rows, seed), *_class_rows(d.rows, seed), *_other_rows(d.rows, seed)):
+            lines[r["measure"]] = lines.get(r["measure"], {}) | {a: b for a, b in r.items() if a != "drawn"} | {k: r["drawn"]}
     aligned = any(r.get("aligned") for d in drawn for r in d.rows)
     how = "aligned to the truth in scale and shift (relative depth)" if aligned else "in metres without any alignment to the truth"
     columns = dict(what="", measure="measure", n="pictures") | {k: f"{k} [95 %]" for k in keys} | dict(baseline="mean map [95 %]")
-    return Table(lines, columns, "Drawings", f"Depth {how}; mean map: a model that never looks. Lower is better for AbsRel, RMSE, log10 and SILog.")
+    return Table(list(lines.values()), columns, "Drawings", f"Depth {how}; mean map: a model that never looks. Lower is better for AbsRel, RMSE, log10 and SILog.")
 
 # %% ../../nbs/41_benchmarks.ipynb #355e83c1
 @dataclass
@@ -497,10 +541,13 @@ class EvalParameters:
 
 # %% ../../nbs/41_benchmarks.ipynb #b190e328
 @patch(as_prop=True)
-def device(self: EvalParameters) -> str: return "cuda" if torch.cuda.is_available() else "cpu"
+def device(self: EvalParameters) -> str:
+    "Where the model runs."
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 @patch(as_prop=True)
 def named(self: EvalParameters) -> list: # [(name, folder)]
+    "The checkpoints with their names."
     pairs = [c.split("=", 1) if "=" in c else (Path(c).name, c) for c in self.checkpoints]
     if not pairs: raise ValueError("checkpoints: none given; expected folders, comma separated")
     return [(name.strip(), folder.strip()) for name, folder in pairs]

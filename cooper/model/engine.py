@@ -4,8 +4,8 @@
 
 # %% ../../nbs/09_engine.ipynb #9ee09143
 from __future__ import annotations
-import math, time
-from dataclasses import dataclass, field, replace
+import hashlib, math, time
+from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 from ..core import generator, progress
@@ -13,13 +13,13 @@ from .checkpoint import load_model
 from .modalities import decoded_picture, modality
 from .modeling import CooperForConditionalGeneration, log_probabilities
 from .processor import read_picture
-from .sequence import PackedBatch, PictureSegment, Sequence, TextSegment, pack, shift_timestep, unpatchify
-from .traces import Step, Trace, parse_turn
+from .sequence import PictureSegment, Sequence, TextSegment, pack, shift_timestep, unpatchify
+from .traces import Step, Trace, parse_turn, read_answer
 from .transformer import Cache
 
 # %% auto #0
-__all__ = ['RENORMS', 'nucleus', 'pick', 'guide', 'Sampler', 'read', 'Canvas', 'canvas', 'draw', 'to_pixels', 'Request', 'Engine',
-           'Cooper', 'load']
+__all__ = ['RENORMS', 'nucleus', 'pick', 'guide', 'Sampler', 'read', 'Canvas', 'canvas', 'draw', 'decode_drawings', 'Request',
+           'Engine', 'Cooper', 'load']
 
 # %% ../../nbs/09_engine.ipynb #fbdfcd66
 def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
@@ -75,8 +75,12 @@ class Sampler:
         if self.num_timesteps < 2: raise ValueError(f"Sampler: num_timesteps is {self.num_timesteps}; expected at least 2 (one step)")
         if self.renorm not in RENORMS: raise ValueError(f"Sampler: renorm is {self.renorm!r}; expected one of {', '.join(RENORMS)}")
         self.interval = tuple(self.interval)
-    def times(self) -> list[float]: return shift_timestep(torch.linspace(1, 0, self.num_timesteps), self.shift).tolist()
-    def guided(self, t) -> bool: return self.cfg_text > 1 and self.interval[0] < t <= self.interval[1]
+    def times(self) -> list[float]:
+        "The timesteps, from 1 to 0."
+        return shift_timestep(torch.linspace(1, 0, self.num_timesteps), self.shift).tolist()
+    def guided(self, t) -> bool:
+        "Is there guidance at timestep t?"
+        return self.cfg_text > 1 and self.interval[0] < t <= self.interval[1]
 
 # %% ../../nbs/09_engine.ipynb #2d45ec89
 @torch.no_grad()
@@ -131,7 +135,7 @@ def draw(model, cache: Cache, canvases: list[Canvas], sampler: Sampler, on_step=
         for c, velocity in zip(canvases, v): c.x = c.x - velocity * (t - nxt)
     return [unpatchify(c.x, c.shape[1] // g.latent_patch, c.shape[2] // g.latent_patch, g.latent_patch) for c in canvases]
 
-def to_pixels(model, latents: list[Tensor]) -> list[Tensor]:
+def decode_drawings(model, latents: list[Tensor]) -> list[Tensor]:
     "Decode drawings, pictures of one size together: pixels (3, H, W) in [-1, 1]."
     out, sizes = [None] * len(latents), {}
     for i, z in enumerate(latents): sizes.setdefault(z.shape, []).append(i)
@@ -166,22 +170,31 @@ class Request:
     finished: bool = False
     seconds: float = 0.0
     def __post_init__(self): self.history, self.words = list(self.sequence.segments), generator(*self.seed, "words")
-    def say(self, *segments): self.pending += segments; self.history += segments
+    def say(self, *segments):
+        "Put segments into the context."
+        self.pending += segments; self.history += segments
     @property
-    def canvas_generator(self): return generator(*self.seed, "drawing", sum(s.kind == "draw" for s in self.steps))
+    def canvas_generator(self):
+        "The generator of the next drawing's noise."
+        return generator(*self.seed, "drawing", sum(s.kind == "draw" for s in self.steps))
 
 # %% ../../nbs/09_engine.ipynb #599374d5
 class Engine:
     "Batched interleaved generation. A request's result does not depend on its company."
     def __init__(self, model, processor, *,
-        max_new_tokens: int | None = None, # per turn; default from the protocol
+        max_new_tokens: int | None = None, # per turn; None or 0: the protocol's
         temperature: float = 0.0, # 0: greedy
         top_p: float = 1.0,
-        max_turns: int | None = None, # turns of a cooperate request; default from the protocol
+        max_turns: int | None = None, # turns of a cooperate request; None or 0: the protocol's
         batch_size: int = 32, # requests at once
         sampler: dict | Sampler | None = None): # changes to the protocol's sampler
-        if temperature < 0: raise ValueError(f"Engine: temperature is {temperature}; expected 0 (greedy) or more")
+        if not temperature >= 0: raise ValueError(f"Engine: temperature is {temperature}; expected 0 (greedy) or more")
         if not 0 < top_p <= 1: raise ValueError(f"Engine: top_p is {top_p}; expected a number in (0, 1]")
+        for name, value, least in (("batch_size", batch_size, 1), ("max_new_tokens", max_new_tokens or 0, 0), ("max_turns", max_turns or 0, 0)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"Engine: {name} is {value!r}; expected a whole number, {least} or more" + (" (0: the checkpoint's own)" if not least else ""))
+        unknown = set(sampler) - {f.name for f in fields(Sampler)} if isinstance(sampler, dict) else ()
+        if unknown: raise ValueError(f"Engine: sampler has {', '.join(sorted(unknown))}; expected some of {', '.join(f.name for f in fields(Sampler))}")
         self.model, self.processor, self.protocol = model, processor, processor.protocol
         self.temperature, self.top_p, self.batch_size = temperature, top_p, batch_size
         self.max_turns, self.max_new_tokens = max_turns or self.protocol["max_turns"], max_new_tokens or self.protocol["max_new_tokens"]
@@ -298,21 +311,25 @@ def _close(self: Engine, r: Request):
     if truncated: r.ids.append(self.processor.eos); r.logprobs.append(math.nan); learn.append(False); rest.append(r.ids[-1])
     segment = TextSegment(r.ids, learn, r.logprobs)
     r.history.append(segment)
-    text = r.opened_text + self.processor.decode(r.ids[1:-1])
+    text = self.processor.decode(r.ids[1:-1])
+    if not text.lstrip().startswith(r.opened_text): text = r.opened_text + text # the model may open the answer once more
     r.steps.append(Step(kind="write", text=text, ids=segment.ids, logprobs=segment.logprobs, sampled=segment.learn, truncated=truncated))
     turn, turns = parse_turn(text), sum(s.kind == "write" and any(s.sampled) for s in r.steps)
     r.ids, r.logits = [], None
-    if r.mode == "cooperate" and turn.answer is None and turn.request and not truncated and turns < self.max_turns:
+    if r.mode == "cooperate" and turn.answer is None and turn.request in self.protocol["modalities"] and not truncated and turns < self.max_turns:
         r.wants, r.pending = turn.request, [TextSegment(rest)] # the end token is read before the drawing begins
-    else: r.done, r.finished = True, turn.answer is not None and not truncated
+    else: r.done, r.finished = True, not truncated and read_answer(text, r.mode)[0] is not None
 
 # %% ../../nbs/09_engine.ipynb #57f669a8
 @patch
 def _draw(self: Engine, drawers):
     if not drawers: return
     self._read(drawers)
-    canvases = [self._canvas(r) for r in drawers]
-    for r, pixels in zip(drawers, to_pixels(self.model, draw(self.model, self.cache, canvases, self.sampler))): self._look(r, pixels)
+    for r, pixels in zip(drawers, self._drawings(drawers)): self._look(r, pixels)
+
+@patch
+def _drawings(self: Engine, drawers) -> list: # pixels of one drawing each
+    return decode_drawings(self.model, draw(self.model, self.cache, self._canvases(drawers), self.sampler))
 
 @patch
 def _shape(self: Engine, r):
@@ -321,15 +338,16 @@ def _shape(self: Engine, r):
     return (self.model.config.geometry.latent_channels, clean.shape[1] // down, clean.shape[2] // down)
 
 @patch
-def _canvas(self: Engine, r):
-    slots, positions, n = [r.slot], [r.position], self.cache.lengths.shape[0] // 3
-    if self.sampler.cfg_text > 1:
-        contexts = self.guidance_contexts(r)
-        slots += [n + 2 * r.slot, n + 2 * r.slot + 1]
-        for slot in slots[1:]: self.cache.lengths[slot] = 0
-        for slot, sequence in zip(slots[1:], contexts):
-            positions += read(self.model, self.cache, [slot], [sequence], [0])[1] if len(sequence) else [0]
-    return canvas(self.model, slots, positions, self._shape(r), r.canvas_generator)
+def _canvases(self: Engine, drawers) -> list:
+    at = {r.slot: r.position for r in drawers} # cache slot -> position it has reached
+    n, guided = self.cache.lengths.shape[0] // 3, self.sampler.cfg_text > 1
+    slots = {r.slot: [r.slot, n + 2 * r.slot, n + 2 * r.slot + 1] if guided else [r.slot] for r in drawers}
+    if guided:
+        contexts = {s: c for r in drawers for s, c in zip(slots[r.slot][1:], self.guidance_contexts(r))}
+        for s in contexts: self.cache.lengths[s] = 0
+        filled = [s for s in contexts if len(contexts[s])]
+        at |= dict.fromkeys(contexts, 0) | dict(zip(filled, read(self.model, self.cache, filled, [contexts[s] for s in filled], [0] * len(filled))[1]))
+    return [canvas(self.model, slots[r.slot], [at[s] for s in slots[r.slot]], self._shape(r), r.canvas_generator) for r in drawers]
 
 @patch
 def guidance_contexts(self: Engine, r: Request) -> tuple[Sequence, Sequence]:
@@ -359,7 +377,9 @@ def _trace(self: Engine, r: Request) -> Trace:
 class Cooper:
     "A loaded checkpoint: ask it about pictures, or let it draw."
     def __init__(self, model, processor): self.model, self.processor = model, processor
-    def engine(self, **options) -> Engine: return Engine(self.model, self.processor, **options)
+    def engine(self, **options) -> Engine:
+        "An engine with these options."
+        return Engine(self.model, self.processor, **options)
 
     def ask(self,
         picture, # path or PIL picture, or a list of them
@@ -373,9 +393,9 @@ class Cooper:
         return engine.run([engine.request(picture, question, mode, (seed,))])[0]
 
     def perceive(self, picture, name: str, seed: int = 0, **options):
-        "Draw one modality of a picture, or of each of a list of pictures."
-        pictures, engine = picture if isinstance(picture, (list, tuple)) else [picture], self.engine(**options)
-        maps = engine.perceive(pictures, name, [(seed, i) for i in range(len(pictures))])
+        "Draw one modality of a picture, or of each of a list of pictures. Noise comes from seed and picture: alone or in a list, the map is the same."
+        pictures, engine = [read_picture(p) for p in (picture if isinstance(picture, (list, tuple)) else [picture])], self.engine(**options)
+        maps = engine.perceive(pictures, name, [(seed, hashlib.sha256(p.tobytes()).hexdigest()) for p in pictures])
         return maps if isinstance(picture, (list, tuple)) else maps[0]
 
 def load(folder, device: str = "cpu") -> Cooper:
@@ -388,13 +408,15 @@ def load(folder, device: str = "cpu") -> Cooper:
 def perceive(self: Engine, pictures: list, name: str, seeds: list[tuple], show_progress: bool = False) -> list:
     "Maps of one modality for many pictures."
     m, maps = modality(name, self.protocol), []
+    if m.name not in self.protocol["modalities"]:
+        raise ValueError(f"perceive: this checkpoint does not draw {m.name!r}; expected one of {', '.join(self.protocol['modalities']) or 'none'}")
     for i in progress(range(0, len(pictures), self.batch_size), desc=f"drawing {m.name}") if show_progress else range(0, len(pictures), self.batch_size):
         part = [Request(Sequence(self.processor.picture(p, views=("clean", "vision"))), "draw", "", [p], s, todo=[m.name])
                 for p, s in zip(map(read_picture, pictures[i:i + self.batch_size]), seeds[i:i + self.batch_size])]
         self.cache = Cache(self.model.config.text_config, len(part) * (3 if self.sampler.cfg_text > 1 else 1), device=self.model.device, dtype=self.model.dtype)
         with torch.no_grad():
             self._begin(part); self._read(part)
-            pixels = to_pixels(self.model, draw(self.model, self.cache, [self._canvas(r) for r in part], self.sampler))
+            pixels = self._drawings(part)
         maps += [m.to_map(p) if m.readable else decoded_picture(p) for p in pixels]
     self.cache = None
     return maps

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/01_sequence.ipynb #b4794fd1
 from __future__ import annotations
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
@@ -20,7 +20,8 @@ class TextSegment:
     learn: tuple[bool, ...] = () # per id: is it a target, predicted at the token before it? Default: none
     logprobs: tuple[float, ...] | None = None # per id: log-probability it was sampled with (nan where it was given)
     def __post_init__(self):
-        for name in ("ids", "learn"): object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("ids", "learn", "logprobs"):
+            if getattr(self, name) is not None: object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.ids: raise ValueError("TextSegment: 'ids' is empty; a segment has at least one token")
         if not self.learn: object.__setattr__(self, "learn", (False,) * len(self.ids))
         for name in ("learn", "logprobs"):

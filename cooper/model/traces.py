@@ -5,15 +5,15 @@
 # %% ../../nbs/08_traces.ipynb #4dc6ad32
 from __future__ import annotations
 import base64, html, io, math, re
-from dataclasses import dataclass, field, replace
-import numpy as np, torch
+from dataclasses import dataclass, field
+import torch
 from PIL import Image
 from .modalities import MODALITIES, array_to_text, map_from_dict, modality, png_bytes, text_to_array
 from .sequence import PictureSegment, Sequence, TextSegment
 
 # %% auto #0
-__all__ = ['Turn', 'boxed', 'parse_turn', 'Step', 'Trace', 'step_to_dict', 'step_from_dict', 'segment_to_dict',
-           'segment_from_dict']
+__all__ = ['BARE', 'FORMS', 'Turn', 'boxed', 'parse_turn', 'after_thoughts', 'read_answer', 'Step', 'Trace', 'turn_fault',
+           'step_to_dict', 'step_from_dict', 'segment_to_dict', 'segment_from_dict']
 
 # %% ../../nbs/08_traces.ipynb #fdf26440
 @dataclass(frozen=True)
@@ -70,6 +70,31 @@ def parse_turn(text: str) -> Turn:
     return Turn(_found("think", text), name, request_text, *said, not why, why)
 
 # %% ../../nbs/08_traces.ipynb #2f600c28
+BARE = ("direct", "reason") # modes in which an answer needs no tag
+
+def after_thoughts(text: str) -> str:
+    "What follows the last thought, stripped; a thought that was never closed goes on to the end."
+    return re.sub("<think>.*", "", text.rpartition("</think>")[2], flags=re.DOTALL).strip()
+
+def _tagged(text): # does it hold a tag of ours?
+    return re.search(f"</?(?:{'|'.join(['think', 'answer', *(m.tag for m in MODALITIES.values())])})>", text) is not None
+
+def read_answer(
+    text: str, # the last turn
+    mode: str, # direct, reason, perceive or cooperate
+    truncated: bool = False, # was the turn cut off? Then only a closed <answer> counts
+) -> tuple[str | None, str]: # what is said as the answer, and what is wrong when that is None
+    "Where the answer of a trace stands: in the one `<answer>` after the thoughts, or, in a mode of `BARE`, in all that follows them."
+    text = after_thoughts(text)
+    before, tag, inside = text.partition("<answer>")
+    if "<answer>" in inside: return None, "the last turn has more than one <answer>"
+    if tag and ("</answer>" in inside or mode in (*BARE, "perceive") and not truncated):
+        said = inside.partition("</answer>")[0].strip()
+        return said or None, "" if said else "the <answer> is empty"
+    if mode in BARE and text and not truncated and not _tagged(text): return text, ""
+    return None, "the last turn has no <answer>" + (": it was cut off" if truncated else "")
+
+# %% ../../nbs/08_traces.ipynb #e75cd7f0
 @dataclass(eq=False)
 class Step:
     "One turn written, or one picture drawn."
@@ -86,9 +111,15 @@ class Step:
     def __post_init__(self):
         if self.kind not in ("write", "draw"): raise ValueError(f"Step: 'kind' is {self.kind!r}; expected 'write' or 'draw'")
     @property
-    def turn(self) -> Turn: return parse_turn(self.text)
+    def turn(self) -> Turn:
+        "What was written, read."
+        return parse_turn(self.text)
+    @property
+    def given(self) -> bool:
+        "Was the whole turn put into the model's mouth, as the requests of mode `perceive` are?"
+        return bool(self.ids) and not any(self.sampled)
 
-# %% ../../nbs/08_traces.ipynb #88604235
+# %% ../../nbs/08_traces.ipynb #89ca296a
 @dataclass(eq=False)
 class Trace:
     "All that happened between a question and its answer. Reading it never changes it."
@@ -101,7 +132,13 @@ class Trace:
     seconds: float = 0.0
     finished: bool = False # did it end with an answer, inside its budgets?
     @property
-    def written(self) -> list[Step]: return [s for s in self.steps if s.kind == "write"]
+    def written(self) -> list[Step]:
+        "The turns, in order."
+        return [s for s in self.steps if s.kind == "write"]
+    @property
+    def own(self) -> list[Step]:
+        "The turns that the model wrote itself."
+        return [s for s in self.written if not s.given]
     @property
     def turns(self) -> list[Turn]:
         "Every written turn, read."
@@ -120,42 +157,49 @@ class Trace:
         return [l for s in self.written for l, m in zip(s.logprobs, s.sampled) if m]
     @property
     def answer(self) -> str | None:
-        "The final answer: boxed if there is a box, else all of <answer>; None when the last turn gives none."
-        if not self.written: return None
-        turn = self.written[-1].turn
-        if turn.answer is None and self.mode == "direct" and "<" not in self.written[-1].text: return self.written[-1].text.strip() or None
-        return turn.boxed or turn.answer or None
+        "The final answer (see `read_answer`): what is boxed in it if there is a box, else all of it; None when the last turn gives none."
+        said = read_answer(self.written[-1].text, self.mode, self.written[-1].truncated)[0] if self.written else None
+        return said and (boxed(said) or said)
 
-# %% ../../nbs/08_traces.ipynb #efc74e4b
+# %% ../../nbs/08_traces.ipynb #96108ebf
 from fastcore.basics import patch
+
+FORMS = dict(direct="words or one <answer>...</answer>, and nothing else", perceive="one <answer>...</answer> and nothing else",
+             reason="a thought, then words or one <answer>...</answer>", cooperate="thoughts, each with a request, and at last a thought and an <answer>")
+
+def turn_fault(
+    text: str,
+    mode: str, # one of `FORMS`
+    final: bool = True, # is it the last turn?
+) -> str:
+    "What is wrong with the form of one turn of the model's own; '' when nothing is."
+    turn, rest = parse_turn(text), text.strip()
+    if mode == "cooperate":
+        return turn.why or ("the trace ends without an <answer>" if final and turn.answer is None else "it asks for nothing" if not final and not turn.request else "")
+    if mode == "reason":
+        if turn.thought is None or not rest.startswith("<think>") or _tagged(turn.thought): return turn.why or "it is not a thought and then an answer"
+        rest = rest.partition("</think>")[2].strip()
+    tag = re.fullmatch("<answer>(.*)</answer>", rest, re.DOTALL)
+    good = not _tagged(tag[1]) if tag else mode in BARE and rest and not _tagged(rest)
+    return "" if good else f"mode {mode} asks for {FORMS[mode]}"
 
 @patch
 def format_fault(self: Trace, mode: str | None = None) -> str:
     "What is wrong with the form of the trace; '' when nothing is."
-    mode, steps = mode or self.mode, [s for s in self.written if not s.ids or any(s.sampled)] # a turn of given ids is not the model's
-    if mode not in ("direct", "reason", "perceive", "cooperate"):
-        raise ValueError(f"mode {mode!r} is unknown; expected direct, reason, perceive or cooperate")
+    mode, steps = mode or self.mode, self.own
+    if mode not in FORMS: raise ValueError(f"mode {mode!r} is unknown; expected one of {', '.join(FORMS)}")
     if not steps: return "nothing was written"
     for n, s in enumerate(steps, 1):
-        turn, where, final = s.turn, f"turn {n}: ", n == len(steps)
-        if s.truncated: return where + "it was cut off"
-        if final and mode in ("direct", "perceive") and (turn.valid and turn.answer or _bare(s.text, mode)): continue
-        if not turn.valid: return where + turn.why
-        if final and turn.answer is None: return where + "the trace ends without an <answer>"
-        if not final and turn.request is None: return where + "it asks for nothing"
-    if mode == "reason" and len(steps) > 1: return "more than one turn in mode reason"
-    return ""
-
-def _bare(text, mode): # an answer without a thought
-    text = text.strip()
-    return bool(re.fullmatch(r"<answer>(?:(?!</?answer>).)*</answer>", text, re.DOTALL) or (mode == "direct" and text and "<" not in text))
+        fault = "it was cut off" if s.truncated else turn_fault(s.text, mode, n == len(steps))
+        if fault: return f"turn {n}: {fault}"
+    return "" if len(steps) == 1 or mode == "cooperate" else f"more than one turn in mode {mode}"
 
 @patch
 def format_ok(self: Trace, mode: str | None = None) -> bool:
     "Has the trace the form its mode asks for?"
     return not self.format_fault(mode)
 
-# %% ../../nbs/08_traces.ipynb #7db28856
+# %% ../../nbs/08_traces.ipynb #a7c2fbbb
 def _img(data: bytes, height=128):
     style = f"height:{height}px;margin:2px 6px 2px 0;border-radius:4px"
     return f"<img style='{style}' src='data:image/png;base64,{base64.b64encode(data).decode()}'>"
@@ -164,16 +208,17 @@ def _box(colour, title, body):
     return (f"<div style='border-left:4px solid {colour};background:{colour}22;margin:5px 0;padding:4px 10px;border-radius:3px'>"
             f"<span style='font-size:75%;opacity:.65'>{title}</span><div style='white-space:pre-wrap'>{body}</div></div>")
 
-def _write_html(step):
+def _write_html(step, fault="", said=None): # what is wrong with its form; the answer of the trace, if it is its last turn
     t = step.turn
-    if not (t.thought or t.request or t.answer): return _box("#999999", "wrote", html.escape(step.text or "(nothing)"))
+    if not (t.thought or t.request or t.answer or said): return _box("#999999", "wrote", html.escape(step.text or "(nothing)"))
     parts = [_box("#8aa4c8", "thought", html.escape(t.thought.strip()))] if t.thought else []
     if t.request: parts.append(_box("#c88a3c", f"asks for {t.request}", html.escape(t.request_text)))
-    if t.answer is not None: parts.append(_box("#4c9f70", "answer", html.escape(t.answer)))
-    if not t.valid and t.thought: parts.append(_box("#c05050", "form", html.escape(t.why)))
+    answer = said if t.answer is None else t.answer
+    if answer is not None: parts.append(_box("#4c9f70", "answer", html.escape(answer)))
+    if fault: parts.append(_box("#c05050", "form", html.escape(fault)))
     return "".join(parts)
 
-# %% ../../nbs/08_traces.ipynb #96108ebf
+# %% ../../nbs/08_traces.ipynb #ad0bffa8
 def _draw_html(step):
     pictures = [png_bytes(step.picture, 128)] if step.picture is not None else []
     if step.map is not None and hasattr(step.map, "_repr_png_"): pictures.append(step.map._repr_png_())
@@ -182,7 +227,12 @@ def _draw_html(step):
 @patch
 def _repr_html_(self: Trace):
     head = f"<div style='margin-bottom:4px'><b>{html.escape(self.question)}</b></div>" + "".join(_img(png_bytes(p, 160)) for p in self.pictures)
-    body = "".join(_write_html(s) if s.kind == "write" else _draw_html(s) for s in self.steps)
+    last, body = self.own[-1:], ""
+    for s in self.steps:
+        if s.kind == "draw": body += _draw_html(s); continue
+        final = s in last
+        fault = "" if s.given or self.mode not in FORMS else turn_fault(s.text, self.mode, final)
+        body += _write_html(s, fault, read_answer(s.text, self.mode, s.truncated)[0] if final else None)
     foot = f"{self.mode}, {self.tokens} tokens, {self.calls} drawings, {self.seconds:.1f} s" + ("" if self.finished else ", not finished")
     return f"<div style='max-width:640px;font-size:90%'>{head}{body}<div style='font-size:75%;opacity:.65'>{foot}</div></div>"
 
@@ -191,7 +241,7 @@ def __repr__(self: Trace):
     drawn = ", ".join(self.drawn) or "nothing"
     return f"Trace({self.mode}: {self.question!r} -> {self.answer!r}; {len(self.written)} turns, {drawn} drawn, {self.tokens} tokens)"
 
-# %% ../../nbs/08_traces.ipynb #ad0bffa8
+# %% ../../nbs/08_traces.ipynb #1c660879
 def _picture_text(picture): return picture if picture is None else base64.b64encode(png_bytes(picture)).decode()
 def _text_picture(text):
     if text is None: return None
@@ -210,7 +260,7 @@ def step_from_dict(row: dict) -> Step:
     return Step(**row | dict(ids=tuple(row["ids"]), logprobs=_values(row["logprobs"]), sampled=tuple(row["sampled"]),
                              picture=_text_picture(row["picture"]), map=row["map"] and map_from_dict(row["map"])))
 
-# %% ../../nbs/08_traces.ipynb #9abe31cc
+# %% ../../nbs/08_traces.ipynb #12526ab9
 def _tensor_text(x): return x if x is None else array_to_text(x.detach().cpu().numpy())
 def _text_tensor(text): return text if text is None else torch.from_numpy(text_to_array(text))
 
@@ -225,7 +275,7 @@ def segment_from_dict(row: dict):
     if "ids" in row: return TextSegment(row["ids"], row["learn"], _values(row["logprobs"]))
     return PictureSegment(**row | {k: _text_tensor(row[k]) for k in ("pixels", "latents", "noise")})
 
-# %% ../../nbs/08_traces.ipynb #924d1c70
+# %% ../../nbs/08_traces.ipynb #25161524
 @patch
 def to_dict(self: Trace) -> dict:
     "All of it, JSON-ready."
