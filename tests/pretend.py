@@ -33,7 +33,7 @@ class Engine:
         draw = [Step("draw", modality="depth", picture=drawn.picture, map=drawn)]
         asks = write(f"<think>A map helps.</think>{modality('depth').request}")
         steps = {"direct": [write(answer)], "reason": [write("<think>So be it.</think>" + answer)],
-                 "perceive": [Step("write", modality("depth").request)] + draw + [write(answer)],
+                 "perceive": [Step("write", modality("depth").request, ids=(7,) * 3)] + draw + [write(answer)],
                  "cooperate": [asks] + draw + [write("<think>I see.</think>" + answer)]}[mode]
         return Trace(mode, question, [picture], steps, tokens=3 * sum(any(s.sampled) for s in steps), seconds=.1, finished=True)
     def drawing(self, picture, name, seed):

@@ -76,11 +76,41 @@ def test_maps_of_many_pictures_are_the_maps_of_each(tiny):
         np.testing.assert_allclose(m.values, tiny.engine().perceive([room], "depth", [seed])[0].values, atol=1e-3)
 
 
-def test_settings_that_cannot_be_are_named(tiny):
-    for options, message in ((dict(temperature=-1), "temperature is -1"), (dict(top_p=0), "top_p is 0"), (dict(batch_size=0), "batch_size is 0; expected a whole number, 1 or more"), (dict(max_new_tokens=-5), "max_new_tokens is -5"),
-                             (dict(max_turns=1.5), "max_turns is 1.5"), (dict(sampler=dict(steps=3)), "sampler has steps; expected some of num_timesteps"), (dict(sampler=dict(num_timesteps=1)), "num_timesteps is 1"),
-                             (dict(sampler=dict(renorm="none")), "expected one of global, channel, text_channel")):
-        with pytest.raises(ValueError, match=message): tiny.engine(**options)
+@pytest.mark.parametrize("options, message", [
+    (dict(temperature=-1), "temperature is -1"), (dict(temperature=float("nan")), "temperature is nan"), (dict(temperature=float("inf")), "temperature is inf"),
+    (dict(temperature="1"), "temperature is '1'; expected a number, 0 or more"), (dict(top_p=0), "top_p is 0; expected a number, above 0, at most 1"),
+    (dict(batch_size=0), "batch_size is 0; expected a whole number, 1 or more"), (dict(batch_size=-1), "batch_size is -1"), (dict(batch_size=None), "batch_size is None"),
+    (dict(max_new_tokens=-3), "max_new_tokens is -3"), (dict(max_new_tokens=False), "max_new_tokens is False"), (dict(max_turns=-1), "max_turns is -1"),
+    (dict(max_turns=1.5), "max_turns is 1.5"), (dict(sampler="fast"), "sampler is 'fast'; expected a dict")])
+def test_settings_that_cannot_be_are_named(tiny, options, message):
+    with pytest.raises(ValueError, match=message): tiny.engine(**options)
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(steps=3), "sampler has steps; expected some of num_timesteps"), (dict(num_timesteps=1), "num_timesteps is 1"), (dict(num_timesteps=2.5), "num_timesteps is 2.5"),
+    (dict(shift=0), "shift is 0; expected a number, above 0"), (dict(cfg_text=-1), "cfg_text is -1"), (dict(cfg_img=float("nan")), "cfg_img is nan"),
+    (dict(interval=(1,)), r"interval is \(1,\); expected two"), (dict(interval=(0.8, 0.4)), r"interval\[1\] is 0.4; expected a number, 0.8 or more, at most 1"),
+    (dict(interval=(-0.1, 1)), r"interval\[0\] is -0.1"), (dict(renorm_min=2), "renorm_min is 2"), (dict(renorm="none"), "expected one of global, channel, text_channel")])
+def test_settings_of_the_sampler_that_cannot_be_are_named(tiny, options, message):
+    with pytest.raises(ValueError, match=message): tiny.engine(sampler=options)
+
+
+def test_questions_that_cannot_be_are_named(tiny):
+    with pytest.raises(ValueError, match="question is None; expected words"): tiny.ask(ROOMS[0], None)
+    for mode in ("perceive", "cooperate"):
+        with pytest.raises(ValueError, match=f"mode {mode} draws maps of a picture and there is none"): tiny.ask([], QUESTIONS[0], mode)
+    assert tiny.ask([], QUESTIONS[0], "direct", max_new_tokens=3).tokens
+    with pytest.raises(ValueError, match="1 seeds for 2 pictures"): tiny.engine().perceive(ROOMS[:2], "depth", [(0,)])
+    with pytest.raises(ValueError, match="there are no seeds"): tiny.engine().group(ROOMS[0], QUESTIONS[0], "direct", [])
+
+
+def test_a_request_is_run_once(tiny):
+    engine = tiny.engine(max_new_tokens=3)
+    one, two = engine.group(ROOMS[0], QUESTIONS[0], "direct", [(0,), (1,)])
+    with pytest.raises(ValueError, match="run: 1 of 3 requests were run before or stand here twice"): engine.run([one, two, one])
+    segments = len(engine.run([one])[0].sequence)
+    with pytest.raises(ValueError, match="run: 1 of 2 requests"): engine.run([one, two])
+    assert len(engine.run([two])[0].sequence) == segments
 
 
 def test_a_map_does_not_depend_on_its_place_in_a_list(tiny):

@@ -116,6 +116,8 @@ def test_bad_requests_name_what_would_be_right(tmp_path):
     with pytest.raises(FileNotFoundError, match="scenes.jsonl"): benchmark(folder=tmp_path)
     with pytest.raises(ValueError, match="modes: quick"): EvalParameters(["a"], modes=("quick",))
     with pytest.raises(ValueError, match="none given"): EvalParameters([])
+    for name in ("questions", "perception_scenes", "batch_size", "cases", "max_new_tokens"):
+        with pytest.raises(ValueError, match=f"{name} is -1; expected"): EvalParameters(["a"], **{name: -1})
 
 
 # --- asking

@@ -13,8 +13,7 @@ import torch
 from fastcore.basics import patch
 from PIL import Image
 from ..core import NotBuilt, file_hash, progress, read_jsonl, resolve, seed_for, write_jsonl, write_whole
-from ..model.modalities import map_from_dict, modality
-from ..model.processor import MODES
+from ..model.modalities import MODES, map_from_dict, modality
 from ..model.traces import Trace
 from ..perceive.data import AmgRow, load_classes, load_depth_png
 from ..perceive.metrics import ConfusionMatrix, depth_metrics, mean_depth_baseline, metric
@@ -534,6 +533,9 @@ class EvalParameters:
     seed: int = 0
     out: str = "outputs/eval"
     def __post_init__(self):
+        least = dict(questions=1, perception_scenes=1, batch_size=1, cases=1, max_new_tokens=0)
+        low = [f"{k} is {getattr(self, k)}; expected {n} or more" for k, n in least.items() if getattr(self, k) < n]
+        if low: raise ValueError("; ".join(low))
         unknown = [m for m in self.modes if m not in MODES]
         if unknown or not self.modes: raise ValueError(f"modes: {', '.join(unknown) or 'none given'}; expected some of {', '.join(MODES)}")
         if len(dict(self.named)) < len(self.checkpoints):

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/09_engine.ipynb #9ee09143
 from __future__ import annotations
-import hashlib, math, time
+import hashlib, math, numbers, time
 from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
@@ -38,6 +38,18 @@ def pick(logp_BV: Tensor, temperature: float, top_p: float, generators: list) ->
     return torch.searchsorted(cumulative, u[:, None] * cumulative[:, -1:], right=True)[:, 0].clamp(max=logp_BV.shape[-1] - 1)
 
 # %% ../../nbs/09_engine.ipynb #e1bf0e9d
+def _check(
+    name: str, value,
+    low: float, high: float = math.inf,
+    whole: bool = False, # is 1.5 wrong?
+    above: bool = False, # is `low` itself wrong?
+): # ValueError unless value is a finite number in that range
+    kind = numbers.Integral if whole else numbers.Real
+    if isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high and not (above and value == low): return
+    span = (f"above {low}" if above else f"{low} or more") + (f", at most {high}" if high < math.inf else "")
+    raise ValueError(f"{name} is {value!r}; expected a {'whole ' if whole else ''}number, {span}")
+
+# %% ../../nbs/09_engine.ipynb #7898e8d0
 RENORMS = ("global", "channel", "text_channel")
 
 def _shrink(v, to, renorm_min, per_token):
@@ -54,13 +66,14 @@ def guide(
 ) -> Tensor:
     "Classifier-free guidance over text and picture for one drawing (BAGEL `_forward_flow`). At `cfg_text` 1 there is none."
     if renorm not in RENORMS: raise ValueError(f"guide: renorm is {renorm!r}; expected one of {', '.join(RENORMS)}")
-    if cfg_text <= 1: return v
+    _check("guide: cfg_text", cfg_text, 1); _check("guide: cfg_img", cfg_img, 1)
+    if cfg_text == 1: return v
     out = v_text + cfg_text * (v - v_text)
     if renorm == "text_channel": out = _shrink(out, v, renorm_min, True)
     if cfg_img > 1: out = v_image + cfg_img * (out - v_image)
     return out if renorm == "text_channel" else _shrink(out, v, renorm_min, renorm == "channel")
 
-# %% ../../nbs/09_engine.ipynb #7b0e695a
+# %% ../../nbs/09_engine.ipynb #97574e31
 @dataclass
 class Sampler:
     "How drawings are sampled; the defaults come from the checkpoint's protocol."
@@ -72,9 +85,13 @@ class Sampler:
     renorm: str = "global"
     renorm_min: float = 0.0
     def __post_init__(self):
-        if self.num_timesteps < 2: raise ValueError(f"Sampler: num_timesteps is {self.num_timesteps}; expected at least 2 (one step)")
+        _check("Sampler: num_timesteps", self.num_timesteps, 2, whole=True); _check("Sampler: shift", self.shift, 0, above=True)
+        _check("Sampler: cfg_text", self.cfg_text, 1); _check("Sampler: cfg_img", self.cfg_img, 1); _check("Sampler: renorm_min", self.renorm_min, 0, 1)
         if self.renorm not in RENORMS: raise ValueError(f"Sampler: renorm is {self.renorm!r}; expected one of {', '.join(RENORMS)}")
-        self.interval = tuple(self.interval)
+        if not isinstance(self.interval, (list, tuple)) or len(self.interval) != 2:
+            raise ValueError(f"Sampler: interval is {self.interval!r}; expected two timesteps, the lower one first")
+        low, high = self.interval = tuple(self.interval)
+        _check("Sampler: interval[0]", low, 0, 1); _check("Sampler: interval[1]", high, low, 1)
     def times(self) -> list[float]:
         "The timesteps, from 1 to 0."
         return shift_timestep(torch.linspace(1, 0, self.num_timesteps), self.shift).tolist()
@@ -82,7 +99,7 @@ class Sampler:
         "Is there guidance at timestep t?"
         return self.cfg_text > 1 and self.interval[0] < t <= self.interval[1]
 
-# %% ../../nbs/09_engine.ipynb #2d45ec89
+# %% ../../nbs/09_engine.ipynb #62e739b9
 @torch.no_grad()
 def read(
     model: CooperForConditionalGeneration,
@@ -98,7 +115,7 @@ def read(
     ends = torch.tensor(batch.lengths, device=model.device).cumsum(0) - 1
     return hidden[ends], batch.next_positions, hidden
 
-# %% ../../nbs/09_engine.ipynb #62e739b9
+# %% ../../nbs/09_engine.ipynb #31f7e673
 @dataclass
 class Canvas:
     "A drawing in progress."
@@ -143,7 +160,7 @@ def decode_drawings(model, latents: list[Tensor]) -> list[Tensor]:
         for i, p in zip(group, model.decode_latents(torch.stack([latents[i] for i in group])).float().clamp(-1, 1).cpu()): out[i] = p
     return out
 
-# %% ../../nbs/09_engine.ipynb #31f7e673
+# %% ../../nbs/09_engine.ipynb #599374d5
 @dataclass(eq=False)
 class Request:
     "A question on its way."
@@ -156,7 +173,7 @@ class Request:
     opened_text: str = "" # that turn, once said: it belongs to the answer
     prefix: str = "" # forced beginning of the model's own turn
     todo: list = field(default_factory=list) # modalities to draw before writing
-    slot: int = -1
+    slot: int = -1 # of the cache; -1: not begun
     position: int = 0
     pending: list = field(default_factory=list) # segments to read
     history: list = field(default_factory=list) # segments read so far, pending ones included: the trace's sequence
@@ -178,7 +195,7 @@ class Request:
         "The generator of the next drawing's noise."
         return generator(*self.seed, "drawing", sum(s.kind == "draw" for s in self.steps))
 
-# %% ../../nbs/09_engine.ipynb #599374d5
+# %% ../../nbs/09_engine.ipynb #3fd90a62
 class Engine:
     "Batched interleaved generation. A request's result does not depend on its company."
     def __init__(self, model, processor, *,
@@ -188,11 +205,9 @@ class Engine:
         max_turns: int | None = None, # turns of a cooperate request; None or 0: the protocol's
         batch_size: int = 32, # requests at once
         sampler: dict | Sampler | None = None): # changes to the protocol's sampler
-        if not temperature >= 0: raise ValueError(f"Engine: temperature is {temperature}; expected 0 (greedy) or more")
-        if not 0 < top_p <= 1: raise ValueError(f"Engine: top_p is {top_p}; expected a number in (0, 1]")
-        for name, value, least in (("batch_size", batch_size, 1), ("max_new_tokens", max_new_tokens or 0, 0), ("max_turns", max_turns or 0, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"Engine: {name} is {value!r}; expected a whole number, {least} or more" + (" (0: the checkpoint's own)" if not least else ""))
+        _check("Engine: temperature", temperature, 0); _check("Engine: top_p", top_p, 0, 1, above=True); _check("Engine: batch_size", batch_size, 1, whole=True)
+        for name, value in (("max_new_tokens", max_new_tokens), ("max_turns", max_turns)): _check(f"Engine: {name}", 0 if value is None else value, 0, whole=True)
+        if not isinstance(sampler, (dict, Sampler, type(None))): raise ValueError(f"Engine: sampler is {sampler!r}; expected a dict or a Sampler")
         unknown = set(sampler) - {f.name for f in fields(Sampler)} if isinstance(sampler, dict) else ()
         if unknown: raise ValueError(f"Engine: sampler has {', '.join(sorted(unknown))}; expected some of {', '.join(f.name for f in fields(Sampler))}")
         self.model, self.processor, self.protocol = model, processor, processor.protocol
@@ -207,18 +222,23 @@ class Engine:
 
     def request(self, picture, question: str, mode: str = "cooperate", seed: tuple = (0,)) -> Request:
         "A request from a picture (or several) and a question."
+        if not isinstance(question, str): raise ValueError(f"request: question is {question!r}; expected words")
         pictures = [read_picture(p) for p in (picture if isinstance(picture, (list, tuple)) else [picture])]
+        if not pictures and mode in ("perceive", "cooperate"): raise ValueError(f"request: mode {mode} draws maps of a picture and there is none; expected at least one")
         return Request(self.processor.prompt(mode, pictures, question), mode, question, pictures, tuple(seed), opening=self.protocol["opening"].get(mode, ""),
                        prefix=self.protocol["prefix"].get(mode, ""), todo=list(self.protocol["modalities"]) if mode == "perceive" else [])
 
     def group(self, picture, question, mode, seeds: list[tuple]) -> list[Request]:
         "Several requests of one prompt, which is built and read once."
+        if not seeds: raise ValueError("group: there are no seeds; expected one for each request")
         first = self.request(picture, question, mode, seeds[0])
         return [first] + [replace(first, seed=tuple(s), todo=list(first.todo), pending=[], steps=[], ids=[], logprobs=[]) for s in seeds[1:]]
 
     @torch.no_grad()
     def run(self, requests: list[Request], show_progress: bool = False) -> list[Trace]:
-        "Run requests to their ends; traces come in the order of the requests."
+        "Run requests to their ends, each once; traces come in the order of the requests."
+        again = len(requests) - len({id(r) for r in requests if r.slot < 0})
+        if again: raise ValueError(f"run: {again} of {len(requests)} requests were run before or stand here twice; expected new ones, from `request` or `group`")
         was, bar = self.model.training, progress(total=len(requests), desc="traces") if show_progress else None
         self.model.eval()
         try:
@@ -226,7 +246,7 @@ class Engine:
         finally: self.model.train(was)
         return [self._trace(r) for r in requests]
 
-# %% ../../nbs/09_engine.ipynb #3fd90a62
+# %% ../../nbs/09_engine.ipynb #54727f48
 from fastcore.basics import patch
 
 @patch
@@ -279,7 +299,7 @@ def _next(self: Engine, r: Request):
     r.ids, r.logprobs, r.opened = list(begin.ids), [math.nan] * len(begin.ids), len(begin.ids)
     r.pending.append(begin)
 
-# %% ../../nbs/09_engine.ipynb #54727f48
+# %% ../../nbs/09_engine.ipynb #7d2752a8
 @patch
 def _read(self: Engine, active):
     waiting = [r for r in active if r.pending]
@@ -287,7 +307,7 @@ def _read(self: Engine, active):
     last, positions, _ = read(self.model, self.cache, [r.slot for r in waiting], [Sequence(r.pending) for r in waiting], [r.position for r in waiting])
     for r, p, logits in zip(waiting, positions, self.model.language_model.lm_head(last)): r.position, r.pending, r.logits = p, [], logits
 
-# %% ../../nbs/09_engine.ipynb #7d2752a8
+# %% ../../nbs/09_engine.ipynb #633722ad
 @patch
 def _write(self: Engine, writers):
     writing = list(writers)
@@ -302,7 +322,7 @@ def _write(self: Engine, writers):
         for r in writing: r.pending = [TextSegment((r.ids[-1],))]
         self._read(writing)
 
-# %% ../../nbs/09_engine.ipynb #633722ad
+# %% ../../nbs/09_engine.ipynb #57f669a8
 @patch
 def _close(self: Engine, r: Request):
     truncated = r.ids[-1] != self.processor.eos
@@ -320,7 +340,7 @@ def _close(self: Engine, r: Request):
         r.wants, r.pending = turn.request, [TextSegment(rest)] # the end token is read before the drawing begins
     else: r.done, r.finished = True, not truncated and read_answer(text, r.mode)[0] is not None
 
-# %% ../../nbs/09_engine.ipynb #57f669a8
+# %% ../../nbs/09_engine.ipynb #ab222ef5
 @patch
 def _draw(self: Engine, drawers):
     if not drawers: return
@@ -373,7 +393,7 @@ def _trace(self: Engine, r: Request) -> Trace:
     return Trace(mode=r.mode, question=r.question, pictures=r.pictures, steps=r.steps, sequence=Sequence(r.history),
                  tokens=sum(sum(s.sampled) for s in r.steps if s.kind == "write"), seconds=r.seconds, finished=r.finished)
 
-# %% ../../nbs/09_engine.ipynb #ab222ef5
+# %% ../../nbs/09_engine.ipynb #33007446
 class Cooper:
     "A loaded checkpoint: ask it about pictures, or let it draw."
     def __init__(self, model, processor): self.model, self.processor = model, processor
@@ -403,13 +423,14 @@ def load(folder, device: str = "cpu") -> Cooper:
     model, processor = load_model(folder)
     return Cooper(model.to(device).eval(), processor)
 
-# %% ../../nbs/09_engine.ipynb #33007446
+# %% ../../nbs/09_engine.ipynb #ed82cab5
 @patch
 def perceive(self: Engine, pictures: list, name: str, seeds: list[tuple], show_progress: bool = False) -> list:
     "Maps of one modality for many pictures."
     m, maps = modality(name, self.protocol), []
     if m.name not in self.protocol["modalities"]:
         raise ValueError(f"perceive: this checkpoint does not draw {m.name!r}; expected one of {', '.join(self.protocol['modalities']) or 'none'}")
+    if len(seeds) != len(pictures): raise ValueError(f"perceive: {len(seeds)} seeds for {len(pictures)} pictures; expected one each")
     for i in progress(range(0, len(pictures), self.batch_size), desc=f"drawing {m.name}") if show_progress else range(0, len(pictures), self.batch_size):
         part = [Request(Sequence(self.processor.picture(p, views=("clean", "vision"))), "draw", "", [p], s, todo=[m.name])
                 for p, s in zip(map(read_picture, pictures[i:i + self.batch_size]), seeds[i:i + self.batch_size])]

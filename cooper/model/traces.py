@@ -8,7 +8,7 @@ import base64, html, io, math, re
 from dataclasses import dataclass, field
 import torch
 from PIL import Image
-from .modalities import MODALITIES, array_to_text, map_from_dict, modality, png_bytes, text_to_array
+from .modalities import MODALITIES, MODES, array_to_text, map_from_dict, modality, png_bytes, text_to_array
 from .sequence import PictureSegment, Sequence, TextSegment
 
 # %% auto #0
@@ -164,8 +164,8 @@ class Trace:
 # %% ../../nbs/08_traces.ipynb #96108ebf
 from fastcore.basics import patch
 
-FORMS = dict(direct="words or one <answer>...</answer>, and nothing else", perceive="one <answer>...</answer> and nothing else",
-             reason="a thought, then words or one <answer>...</answer>", cooperate="thoughts, each with a request, and at last a thought and an <answer>")
+FORMS = dict(zip(MODES, ("words or one <answer>...</answer>, and nothing else", "a thought, then words or one <answer>...</answer>",
+    "one <answer>...</answer> and nothing else", "thoughts, each with a request, and at last a thought and an <answer>"), strict=True))
 
 def turn_fault(
     text: str,

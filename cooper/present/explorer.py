@@ -168,6 +168,7 @@ class TourParameters:
     seed: int = 0
     out: str = "outputs/tour"
     def __post_init__(self):
+        if self.max_new_tokens < 0: raise ValueError(f"max_new_tokens is {self.max_new_tokens}; expected 0 (what the checkpoint says) or more")
         n = len(picture_files(self.pictures))
         if not 0 <= self.picture < n: raise ValueError(f"picture is {self.picture}; {self.pictures} has {n}, counted from 0")
     def room(self) -> Image.Image: return read_picture(picture_files(self.pictures)[self.picture])
