@@ -5,6 +5,7 @@ Runs on every folder named in COOPER_GOLDEN (colon separated; default: those bel
 is wrong (scoring, `output_transfer`), the repaired numbers stored beside its own are the ones compared.
 """
 import json, os
+from collections import Counter
 from functools import cached_property
 from pathlib import Path
 
@@ -130,6 +131,12 @@ def same(got, expected, what=""):
     assert got == expected, f"{what}: {got} is not {expected}"
 
 
+def all_seen(seen, *names):
+    "Fail if something that a loop should have compared was not in the files."
+    missing = [n for n in names if not seen[n]]
+    assert not missing, f"the golden vectors hold nothing to check for: {', '.join(missing)}"
+
+
 def same_picture(got, expected, what=""): close(np.array(got).astype(np.int16), expected, what, 3)
 
 
@@ -155,6 +162,7 @@ def test_pictures_become_rgb_and_get_their_size(golden):
     t, sizes = golden("transforms"), golden.json["transforms"]["transforms"]
     names = sorted({k.split(".")[0] for k in t if k.endswith(".input_raw")})
     assert names
+    seen = Counter()
     for name in names:
         kind, size = name.rsplit("_", 1)
         picture = formula(kind, *map(int, size.split("x")))
@@ -162,12 +170,14 @@ def test_pictures_become_rgb_and_get_their_size(golden):
         rgb = to_rgb(picture)
         same(np.array(rgb), t[f"{name}.rgb"], name)
         for which in sizes:
-            if f"{name}.{which}_uint8" in t: same_picture(Resize(*sizes[which])(rgb), t[f"{name}.{which}_uint8"], f"{name} {which}")
-            if f"{name}.{which}_normalized" in t: close(to_pixels(Resize(*sizes[which])(rgb)), t[f"{name}.{which}_normalized"], f"{name} {which}", 3 / 127)
+            if f"{name}.{which}_uint8" in t: same_picture(Resize(*sizes[which])(rgb), t[f"{name}.{which}_uint8"], f"{name} {which}"); seen["uint8"] += 1
+            if f"{name}.{which}_normalized" in t:
+                close(to_pixels(Resize(*sizes[which])(rgb)), t[f"{name}.{which}_normalized"], f"{name} {which}", 3 / 127); seen["normalized"] += 1
+    all_seen(seen, "uint8", "normalized")
 
 
 def test_transforms_of_many_pictures(golden):
-    sizes = golden.json["transforms"]["transforms"]
+    sizes, seen = golden.json["transforms"]["transforms"], Counter()
     for row in golden.json["transforms"]["rows"]:
         rgb = to_rgb(formula(row["kind"], *row["size_wh"]))
         what = f"{row['kind']} {row['size_wh']}"
@@ -181,6 +191,8 @@ def test_transforms_of_many_pictures(golden):
             same(pixels.shape[:0:-1], out["size_wh"], f"{what} {name}")
             close(pixels.mean((1, 2)), out["mean"], f"{what} {name} mean")
             if "std" in out: close(pixels.double().flatten(1).std(1, correction=0), out["std"], f"{what} {name} std")
+            seen.update(["transform", *(["std"] if "std" in out else ()), *(["second transform"] if second else ())])
+    all_seen(seen, "transform", "std", "second transform")
 
 
 def test_resize_arithmetic(golden):
@@ -190,6 +202,10 @@ def test_resize_arithmetic(golden):
             assert Resize(*rule).size(width, height, pictures) == tuple(out), (name, width, height, pictures)
             checked += 1
     assert checked
+
+
+def test_loops_that_compare_nothing_fail():
+    with pytest.raises(AssertionError, match="nothing to check for: decoded_float"): all_seen(Counter(v_t_all=2), "v_t_all", "decoded_float")
 
 
 def test_depth_colours(golden):
@@ -203,9 +219,9 @@ def test_depth_colours(golden):
 
 
 def test_inputs_are_fitted(golden):
-    for name in golden("inputs"):
-        if f"{name}_vae_resized" in golden("inputs"):
-            same_picture(golden.processor.fit(golden.picture(name)), golden("inputs")[f"{name}_vae_resized"], name)
+    names = [name for name in golden("inputs") if f"{name}_vae_resized" in golden("inputs")]
+    for name in names: same_picture(golden.processor.fit(golden.picture(name)), golden("inputs")[f"{name}_vae_resized"], name)
+    assert names
 
 
 # Words
@@ -217,6 +233,7 @@ def test_tokenizer(golden):
     ids = expected["new_token_ids"]
     p = golden.processor
     assert (p.bos, p.eos, p.start_of_image, p.end_of_image) == (ids["bos_token_id"], ids["eos_token_id"], ids["start_of_image"], ids["end_of_image"])
+    assert expected["cases"]
     for case in expected["cases"]:
         assert p.tokenizer.encode(case["text"], add_special_tokens=False) == case["ids"], case["text"]
         assert p.tokenizer.decode(case["ids"]) == case["decoded"], case["text"]
@@ -230,11 +247,13 @@ def test_patches_and_positions(golden):
     out = t["patchify_output_p2"]
     close(patchify(t["patchify_input"], 2), out, "patchify")
     close(unpatchify(out, *(n // 2 for n in t["patchify_input"].shape[1:]), 2), t["patchify_input"], "unpatchify")
+    seen = Counter()
     for name, ids in t.items():
         if name.startswith("position_ids."):
             _, rule, size = name.split(".")
             rows, columns = (int(n) // g.latent_stride for n in size.split("x"))
-            same(grid_positions(rows, columns, g.latent_side, rule == "interpolate"), ids, name)
+            same(grid_positions(rows, columns, g.latent_side, rule == "interpolate"), ids, name); seen[rule] += 1
+    assert seen["interpolate"] and len(seen) > 1, f"rules of positions: {list(seen)}"
     width = golden.config.text_config.hidden_size
     close(sincos_2d(g.latent_side, width), t["latent_pos_embed"], "latent positions")
     close(sincos_2d(g.vision_side, width), t["vit_pos_embed"], "vision positions")
@@ -274,6 +293,7 @@ def test_vision_tower(golden):
 
 def test_small_attention_masks(golden):
     g = golden.geometry
+    assert golden.json["attention_masks"]
     for case in golden.json["attention_masks"]:
         segments = []
         for n, mode in zip(case["split_lens"], case["attn_modes"]):
@@ -349,20 +369,21 @@ def test_training_forward_and_gradients(golden):
     close(out.last_hidden_state, t["last_hidden_state"], "hidden states")
     close(out.ce, t["ce"], "cross-entropy"); close(out.mse, t["mse"], "velocity error")
     close(out.loss, expected["loss"], "loss")
-    for name in t:
-        if name.startswith("grad."): close(grads[name[5:]], t[name], name)
-    for name, norm in expected["grad_norm_per_parameter"].items():
-        if norm is not None: close(grads[name].norm() / max(norm, 1), norm / max(norm, 1), f"gradient of {name}")
+    whole, norms = [n for n in t if n.startswith("grad.")], {n: x for n, x in expected["grad_norm_per_parameter"].items() if x is not None}
+    for name in whole: close(grads[name[5:]], t[name], name)
+    for name, norm in norms.items(): close(grads[name].norm() / max(norm, 1), norm / max(norm, 1), f"gradient of {name}")
+    assert whole and len(seen) == len(layers) and norms.keys() == grads.keys(), f"gradients without a norm: {sorted(grads.keys() - norms.keys())[:3]}"
     assert frozen and not any(k.startswith("vae.") for k in grads)
 
 
 @torch.no_grad()
 def test_training_timestep_shift(golden):
     t = golden("train")
-    for name in t:
-        if name.startswith("ce_shift"):
-            out = golden.model(pack(training_sequences(golden, float(name[8:])), golden.geometry))
-            close(out.ce, t[name], name); close(out.mse, t[f"mse_{name[3:]}"], f"mse_{name[3:]}")
+    shifts = [name[8:] for name in t if name.startswith("ce_shift")]
+    assert shifts
+    for shift in shifts:
+        out = golden.model(pack(training_sequences(golden, float(shift)), golden.geometry))
+        for name, got in (("ce", out.ce), ("mse", out.mse)): close(got, t[f"{name}_shift{shift}"], f"{name} at shift {shift}")
 
 
 # Context and words
@@ -464,16 +485,20 @@ def test_first_velocities(golden, painting):
 
 def test_guidance_variants(golden, painting):
     expected, t, cache, positions, height, width = painting
+    compared = Counter()
     for name, variant in expected["variants"].items():
         close(sampler(variant).times()[:-1], variant["timesteps"], f"{name} timesteps", 1e-6)
         steps, final, pixels = golden.drawn(cache, positions, t["init_noise"], variant, height, width)
         close(steps[0][2], t[f"{name}.v_t_first"], f"{name} first velocity")
-        if f"{name}.v_t_all" in t: close(torch.stack([v for _, _, v in steps]), t[f"{name}.v_t_all"], f"{name} velocities")
-        if f"{name}.x_t_all" in t: close(torch.stack([x for _, x, _ in steps]), t[f"{name}.x_t_all"], f"{name} latents")
         close(final, t[f"{name}.final_latent"], f"{name} final latent")
-        if f"{name}.decoded_uint8" in t: same_picture(decoded_picture(pixels), t[f"{name}.decoded_uint8"], f"{name} picture")
-        if f"{name}.decoded_float" in t: close(pixels[None], t[f"{name}.decoded_float"], f"{name} pixels", 1e-3)
-        if f"{name}.depth_float" in t: close(unit_pixels(pixels).mean(0), t[f"{name}.depth_float"], f"{name} depth", 3 / 255)
+        more = {"v_t_all": lambda x, what: close(torch.stack([v for _, _, v in steps]), x, what),
+                "x_t_all": lambda x, what: close(torch.stack([z for _, z, _ in steps]), x, what),
+                "decoded_uint8": lambda x, what: same_picture(decoded_picture(pixels), x, what),
+                "decoded_float": lambda x, what: close(pixels[None], x, what, 1e-3),
+                "depth_float": lambda x, what: close(unit_pixels(pixels).mean(0), x, what, 3 / 255)}
+        for field, compare in more.items(): # the large ones are stored for a few variants
+            if f"{name}.{field}" in t: compare(t[f"{name}.{field}"], f"{name}.{field}"); compared[field] += 1
+    all_seen(compared, "v_t_all", "x_t_all", "decoded_uint8", "decoded_float", "depth_float")
 
 
 def test_single_drawings(golden):

@@ -1,5 +1,5 @@
 """Questions are right and unambiguous, solutions follow the protocol, and a broken row is named with file, line and field."""
-import base64, json, re
+import base64, json, re, shutil
 from dataclasses import replace
 import numpy as np, pytest
 from PIL import Image
@@ -164,6 +164,27 @@ def test_questions_of_a_split_check_its_facts(tmp_path):
     with pytest.raises(ValueError, match=r"scenes.jsonl:2: field 'objects\[0\].depth_m' is missing"): split_questions(tmp_path)
     assert len(split_questions(tmp_path, scenes=1)) == 1
 
+def test_a_split_without_scenes_or_with_a_cut_picture_is_named(tmp_path):
+    write_jsonl(tmp_path/"scenes.jsonl", [])
+    with pytest.raises(ValueError, match="scenes.jsonl: no scene read from it"): list(sft_rows(tmp_path))
+    facts = load_facts("data/scenes/test", limit=2)
+    for kind in ("rgb", "depth", "seg", "instance"): shutil.copytree(resolve("data/scenes/test")/kind, tmp_path/kind)
+    write_jsonl(tmp_path/"scenes.jsonl", facts)
+    asked = split_questions(tmp_path, pictures=True)
+    assert len(asked) == 2
+    for kind in ("rgb", "seg"):
+        file = tmp_path/facts[1]["image"].replace("rgb", kind); file.write_bytes(file.read_bytes()[:-300])
+        with pytest.raises(ValueError, match=f"{kind}/{file.name}: unreadable picture .*truncated"): list(sft_rows(tmp_path, per_scene=1, modes=("perceive",)))
+    assert split_questions(tmp_path) == asked, "the questions alone need no picture"
+    with pytest.raises(ValueError, match=f"scenes.jsonl: scene '{facts[1]['scene_id']}': 'image' is 'rgb/{file.name}': .*truncated"): split_questions(tmp_path, pictures=True)
+
+def test_a_file_of_which_no_row_is_left_is_an_error(tmp_path):
+    path = write_jsonl(tmp_path/"empty.jsonl", [])
+    for read in (read_sft, read_rl):
+        with pytest.raises(ValueError, match="empty.jsonl: no row read from it; expected at least one"): read(path)
+    write_jsonl(path, [dict(RL, answer=2)])
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="the first of 1 left out: .*empty.jsonl:1: 'answer' is 2"): read_rl(path, on_bad="skip")
+
 GOOD = dict(interleaved_reason=[dict(type="text", value="?", need_loss="false"), dict(type="image", value=encode_picture(provider("rgb", 8)), need_loss="false"),
     dict(type="text", value="!", need_loss="true")])
 def broken(n, **change):
@@ -180,6 +201,7 @@ NOT_A_PICTURE = base64.b64encode(b"no picture at all").decode()
     (broken(0, need_loss="yes"), "'need_loss' is 'yes'; expected one of true, false"), (broken(1, value="@@@"), "item 1 .*'value' is not base64"),
     (broken(1, value=NOT_A_PICTURE), "item 1 .*no readable picture"), (broken(1, need_loss="true"), "'modality' is missing"),
     (broken(1, need_loss="true", modality="smell"), "'modality' is 'smell'; expected one of depth"), (broken(0, prefix="<"), "'prefix'"),
+    (broken(1, type="vidoe"), "item 1 .*'type' is 'vidoe'; expected one of text, image"), (GOOD | dict(mode="think"), "'mode' is 'think'; expected one of direct"),
     (broken(2, need_loss="false"), "nothing to learn"), ("text", "expected an object|is a str")])
 def test_bad_supervised_rows_are_named(tmp_path, row, words):
     path = tmp_path/"sft.jsonl"
@@ -194,7 +216,8 @@ def test_bad_rows_are_not_written(tmp_path):
 
 RL = dict(question="?", answer="2", image="a.png", data_id="x")
 @pytest.mark.parametrize("change,words", [(dict(flag="postive"), "'flag' is 'postive'; expected one of positive, negative, boundary"), (dict(answer=2), "'answer' is 2; expected a string"),
-    (dict(image="cut.png"), "'image' is 'cut.png'.*truncated"),
+    (dict(image="cut.png"), "'image' is 'cut.png'.*truncated"), (dict(question=" "), "'question' is ' '; expected words"), (dict(objects=5), "'objects' is 5; expected a list"),
+    (dict(mode="think"), "'mode' is 'think'; expected one of direct"), (dict(kind=3), "'kind' is 3; expected a string"), (dict(polarity=7), "'polarity' is 7"),
     (dict(data_id=...), "'data_id' is missing"), (dict(image="gone.png"), "'image' is 'gone.png'.*No such file"), (dict(image="junk.png"), "'image' is 'junk.png'.*cannot identify")])
 def test_bad_rl_rows_are_named(tmp_path, change, words):
     provider("rgb", 8).save(tmp_path/"a.png"); (tmp_path/"junk.png").write_text("no picture")

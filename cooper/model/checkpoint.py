@@ -10,15 +10,16 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from transformers import Qwen2Config, Qwen2TokenizerFast, SiglipVisionConfig
+from transformers import AutoTokenizer, Qwen2Config, Qwen2TokenizerFast, SiglipVisionConfig
 from transformers.utils import logging
 from ..core import NotBuilt, resolve, write_whole
-from .modeling import CooperConfig, CooperForConditionalGeneration, vae_config
-from .processor import CooperProcessor, check_protocol
+from .modeling import CooperConfig, CooperForConditionalGeneration, sincos_2d, vae_config
+from .processor import CooperProcessor
 
 # %% auto #0
-__all__ = ['OURS', 'RELEASED', 'TABLES', 'layout', 'read_json', 'read_weights', 'released_config', 'released_vae', 'vae_names',
-           'check_names', 'quiet', 'load_model', 'save_model']
+__all__ = ['OURS', 'RELEASED', 'TABLES', 'FIELDS', 'layout', 'read_json', 'read_weights', 'released_config', 'released_vae',
+           'check_tables', 'vae_names', 'check_names', 'check_fields', 'own_shapes', 'quiet', 'load_model',
+           'save_model']
 
 # %% ../../nbs/06_checkpoint.ipynb #d1ba7964
 OURS = ("config.json", "model.safetensors", "processor_config.json", "tokenizer_config.json", "tokenizer.json")
@@ -42,6 +43,7 @@ def read_json(path: Path) -> dict:
     "A JSON object; ValueError names file and place."
     try: value = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as e: raise ValueError(f"{path}:{e.lineno}: not JSON ({e.msg})") from None
+    except UnicodeDecodeError as e: raise ValueError(f"{path}: not text ({e.reason} at byte {e.start}); expected JSON in UTF-8") from None
     if not isinstance(value, dict): raise ValueError(f"{path}: holds a {type(value).__name__}; expected an object")
     return value
 
@@ -50,7 +52,14 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     try: return load_file(path)
     except (SafetensorError, OSError) as e: raise ValueError(f"{path}: cannot be read as safetensors ({e}); it may be cut off") from None
 
-# %% ../../nbs/06_checkpoint.ipynb #1bb4abdd
+# %% ../../nbs/06_checkpoint.ipynb #2bb263d1
+def _tokenizer(read, folder): # what `read(folder)` gives
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json"):
+        if (folder / name).is_file(): read_json(folder / name)
+    try: return read(folder)
+    except Exception as e: raise ValueError(f"{folder / 'tokenizer.json'}: cannot be read as a tokenizer ({type(e).__name__}: {e})") from None
+
+# %% ../../nbs/06_checkpoint.ipynb #48a5444e
 TABLES = {"max_latent_size": "latent_pos_embed.pos_embed", "vit_max_num_patch_per_side": "vit_pos_embed.pos_embed"} # fixed, recomputed
 
 def _only(config_class, values, **fixed): # the sizes among what a file says; versions and dtypes of other programs stay out
@@ -73,7 +82,22 @@ def released_vae(c: dict) -> dict:
     "Arguments of diffusers' `AutoencoderKL` from the hyper-parameters of the FLUX autoencoder."
     return vae_config([c["ch"] * m for m in c["ch_mult"]], c["z_channels"], c["num_res_blocks"], c["scale_factor"], c["shift_factor"])
 
-# %% ../../nbs/06_checkpoint.ipynb #1af42fd8
+# %% ../../nbs/06_checkpoint.ipynb #773342d2
+def check_tables(
+    source: str | os.PathLike, # file, for the message
+    tables: dict, # name -> position table
+    width: int, # of the transformer
+):
+    "ValueError unless each table is the fixed one of a square."
+    for name, table in tables.items():
+        side = math.isqrt(len(table))
+        if tuple(table.shape) != (side * side, width):
+            raise ValueError(f"{source}: '{name}' is {tuple(table.shape)}; expected (side * side, {width}), one row for each cell of a square")
+        error = (table.float() - sincos_2d(side, width)).abs().max().item()
+        if not error <= 0.004: # nor a nan
+            raise ValueError(f"{source}: '{name}' is off the fixed sines by {error:.2g}; expected at most 0.004: learned tables are not supported")
+
+# %% ../../nbs/06_checkpoint.ipynb #b9ac76db
 _RENAMES = [(r"(encoder|decoder)\.mid\.attn_1\.norm\.", r"\1.mid_block.attentions.0.group_norm."),
             (r"(encoder|decoder)\.mid\.attn_1\.([qkv])\.", r"\1.mid_block.attentions.0.to_\2."),
             (r"(encoder|decoder)\.mid\.attn_1\.proj_out\.", r"\1.mid_block.attentions.0.to_out.0."),
@@ -96,7 +120,7 @@ def vae_names(
         out[name] = tensor[:, :, 0, 0] if "attentions" in name and tensor.ndim == 4 else tensor
     return out
 
-# %% ../../nbs/06_checkpoint.ipynb #b9ac76db
+# %% ../../nbs/06_checkpoint.ipynb #f549eb53
 def check_names(
     source: str, # file, for the message
     expected: dict, # name -> tensor
@@ -110,15 +134,15 @@ def check_names(
     if shapes: faults.append("wrong shape: " + some(sorted(shapes), lambda k: f"{k} is {tuple(found[k].shape)}, expected {tuple(expected[k].shape)}"))
     if faults: raise ValueError(f"{source}: " + "; ".join(faults))
 
-# %% ../../nbs/06_checkpoint.ipynb #e9f35798
+# %% ../../nbs/06_checkpoint.ipynb #d0c9473b
 def _load_released(folder, dtype, protocol, clean, vision):
-    tokenizer = Qwen2TokenizerFast.from_pretrained(folder)
+    tokenizer = _tokenizer(Qwen2TokenizerFast.from_pretrained, folder)
     path = folder / ("ema.safetensors" if (folder / "ema.safetensors").is_file() else "model.safetensors")
     state, ae = read_weights(path), read_weights(folder / "ae.safetensors")
     tables = {name: state.pop(name) for name in TABLES.values() if name in state}
-    sizes = _released_sizes(tables, clean, vision)
-    processor = CooperProcessor(tokenizer, protocol, *sizes)
+    processor = CooperProcessor(tokenizer, protocol, *_released_sizes(tables, clean, vision))
     config = released_config(folder, tables, processor.start_of_image, processor.end_of_image)
+    check_tables(path, tables, config.text_config.hidden_size)
     with torch.device("meta"): model = CooperForConditionalGeneration(config)
     vae = vae_names(ae, len(config.vae_config["block_out_channels"]))
     inside, outside = {k: v for k, v in model.state_dict().items() if not k.startswith("vae.")}, model.vae.state_dict()
@@ -132,28 +156,65 @@ def _released_sizes(tables, clean, vision): # (max, min, stride) of pictures: as
     longest, seen = 16 * min(side("max_latent_size"), 64), 14 * side("vit_max_num_patch_per_side")
     return clean or (longest, longest // 2, 16), vision or ((518, 224, 14) if seen >= 518 else (seen, seen // 2, 14))
 
-# %% ../../nbs/06_checkpoint.ipynb #bb3bc3c4
-def _check_own_protocol(path): # of a processor_config.json
-    try: check_protocol(read_json(path)["protocol"])
-    except KeyError: raise ValueError(f"{path}: 'protocol' is missing; expected the words and settings that the checkpoint was trained with") from None
-    except ValueError as e: raise ValueError(str(e) if str(path) in str(e) else f"{path}: {e}") from None
+# %% ../../nbs/06_checkpoint.ipynb #e01b9515
+_TEXT = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size", "hidden_act",
+         "rms_norm_eps", "rope_parameters.rope_theta")
+_VISION = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size", "hidden_act", "layer_norm_eps")
+FIELDS = ("latent_patch_size", "max_latent_size", "vit_max_num_patch_per_side", "connector_act", "interpolate_pos", "timestep_shift",
+          "start_of_image", "end_of_image", *(f"text_config.{k}" for k in _TEXT), *(f"vision_config.{k}" for k in _VISION),
+          *(f"vae_config.{k}" for k in vae_config([8], 4, 1, 1.0, 0.0))) # of config.json
+
+def _lacks(value, field): # is a dotted field absent?
+    for key in field.split("."):
+        if not isinstance(value, dict) or value.get(key) is None: return True
+        value = value[key]
+    return False
+
+def check_fields(path: Path, fields: tuple[str, ...]) -> dict:
+    "The object of a JSON file that has all `fields` (dotted where nested), or a ValueError that names file and fields."
+    value = read_json(path)
+    missing = [repr(f) for f in fields if _lacks(value, f)]
+    if missing: raise ValueError(f"{path}: {', '.join(missing)} missing; expected the values that the checkpoint was trained with")
+    return value
+
+# %% ../../nbs/06_checkpoint.ipynb #80cfbbf6
+def own_shapes(folder: Path) -> dict: # name -> tensor without contents
+    "The shapes in a folder's weight files. ValueError names a file that is damaged or not there."
+    index, shapes = folder / "model.safetensors.index.json", {}
+    names = check_fields(index, ("weight_map",))["weight_map"].values() if index.is_file() else ["model.safetensors"]
+    for path in (folder / n for n in sorted(set(names))):
+        try:
+            with safe_open(path, "pt") as f: shapes |= {k: torch.empty(f.get_slice(k).get_shape(), device="meta") for k in f.keys()}
+        except (SafetensorError, OSError) as e: raise ValueError(f"{path}: cannot be read as safetensors ({e}); it may be cut off") from None
+    return shapes
+
+def _own_config(path): # of a config.json
+    kind = read_json(path).get("model_type")
+    if kind != "cooper": raise ValueError(f"{path}: 'model_type' is {kind!r}; expected 'cooper'")
+    check_fields(path, FIELDS)
+    try:
+        config = CooperConfig.from_pretrained(path.parent)
+        with torch.device("meta"): return config, CooperForConditionalGeneration(config).state_dict()
+    except Exception as e: raise ValueError(f"{path}: no model can be built from it ({type(e).__name__}: {e})") from None
+
+def _own_processor(folder, protocol, clean, vision):
+    path, given = folder / "processor_config.json", {"protocol": protocol, "clean": clean, "vision": vision}
+    stored = check_fields(path, tuple(k for k, v in given.items() if not v))
+    tokenizer = _tokenizer(AutoTokenizer.from_pretrained, folder)
+    values = {k: v or stored[k] for k, v in given.items()}
+    for k in ("clean", "vision"):
+        if not isinstance(values[k], (list, tuple)) or [type(n) for n in values[k]] != [int] * 3:
+            raise ValueError(f"{path}: '{k}' is {values[k]!r}; expected three whole numbers: longest side, shortest side, stride")
+    try: return CooperProcessor(tokenizer, **values)
+    except ValueError as e: raise ValueError(f"{path}: {e}") from None
 
 def _load_own(folder, dtype, protocol, clean, vision):
-    kind = read_json(folder / "config.json").get("model_type")
-    if kind != "cooper": raise ValueError(f"{folder / 'config.json'}: 'model_type' is {kind!r}; expected 'cooper'")
-    for path in sorted(folder.glob("*.safetensors")): # a damaged file is named before anything is built
-        try:
-            with safe_open(path, "pt"): pass
-        except (SafetensorError, OSError) as e: raise ValueError(f"{path}: cannot be read as safetensors ({e}); it may be cut off") from None
-    if not protocol: _check_own_protocol(folder / "processor_config.json")
-    processor = CooperProcessor.from_pretrained(folder)
-    if protocol or clean or vision:
-        processor = CooperProcessor(processor.tokenizer, protocol or processor.protocol, clean or processor.clean, vision or processor.vision)
-    try: model, info = CooperForConditionalGeneration.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-    except RuntimeError as e: raise ValueError(f"{folder / 'model.safetensors'}: {e}") from None
-    check_names(folder / "model.safetensors", dict.fromkeys(info["missing_keys"]), dict.fromkeys(info["unexpected_keys"]))
-    return model, processor
+    config, expected = _own_config(folder / "config.json")
+    check_names(folder / "model.safetensors", expected, own_shapes(folder))
+    processor = _own_processor(folder, protocol, clean, vision)
+    return CooperForConditionalGeneration.from_pretrained(folder, config=config, dtype=dtype), processor
 
+# %% ../../nbs/06_checkpoint.ipynb #69465d4f
 @contextmanager
 def quiet():
     "transformers reports on every load and save; inside this block it does not. Our errors say what matters."
@@ -182,7 +243,7 @@ def load_model(
     with quiet(): model, processor = {"own": _load_own, "released": _load_released}[layout(path)](path, dtype, protocol, clean, vision)
     return model.eval(), processor
 
-# %% ../../nbs/06_checkpoint.ipynb #9870f5b4
+# %% ../../nbs/06_checkpoint.ipynb #6fa17adc
 def save_model(
     model: CooperForConditionalGeneration,
     processor: CooperProcessor,

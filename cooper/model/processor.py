@@ -134,7 +134,7 @@ TINY_PROTOCOL = {
     "opening": {},
     "prefix": {"perceive": "<answer>"},
     "modalities": {"depth": {"near": 0.0, "far": 12.0}, "segmentation": {}},
-    "sampler": {"num_timesteps": 10, "shift": 1.0, "cfg_text": 1.0, "cfg_img": 1.0, "interval": [0.4, 1.0], "renorm": "global", "renorm_min": 0.0},
+    "sampler": {"num_timesteps": 5, "shift": 3.0, "cfg_text": 1.0, "cfg_img": 1.0, "interval": [0.4, 1.0], "renorm": "global", "renorm_min": 0.0},
 }
 
 def tiny_protocol(

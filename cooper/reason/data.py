@@ -343,9 +343,10 @@ def _one_of(row, field, allowed, place=""):
 def check_sft(row: dict):
     "ValueError unless the row is one of the released SFT schema (with our two additions)."
     items = _field(row, "interleaved_reason", list)
+    if "mode" in row: _one_of(row, "mode", MODES) # the released rows have none: all are cooperative
     for n, item in enumerate(items):
         place = f"item {n} of 'interleaved_reason': "
-        for field in ("type", "value"): _field(item, field, place=place)
+        _one_of(item, "type", ("text", "image"), place); _field(item, "value", place=place)
         _one_of(item, "need_loss", ("true", "false"), place)
         if item["type"] == "text": _check_text(item, place)
         else: _check_picture(item, place)
@@ -364,20 +365,24 @@ def _check_picture(item, place):
     except ValueError as e: raise ValueError(f"{place}'value' {e}; expected a picture in base64") from None
 
 # %% ../../nbs/21_reasoning_data.ipynb #0c8936c2
+def _check_image(image, folder):
+    try:
+        with Image.open(Path(folder)/image) as picture: picture.load() # a file that is cut off opens well
+    except (OSError, SyntaxError, Image.DecompressionBombError) as e:
+        raise ValueError(f"'image' is {image!r}: {e}; expected a picture below {folder}") from None
+
 def check_rl(
     row: dict,
     images=None,    # folder of the pictures; if given, each must be there and be a picture
 ):
-    "ValueError unless the row is one of the released RL schema; 'flag' may be absent."
+    "ValueError unless the row is one of the released RL schema; 'flag' and the fields that `rl_row` adds may be absent."
     for field in ("question", "answer", "image", "data_id"): _field(row, field)
-    if "flag" in row: _one_of(row, "flag", FLAGS)
-    if "choices" in row: _field(row, "choices", list)
-    if "chance" in row: _field(row, "chance", (int, float))
-    if images is None: return
-    try:
-        with Image.open(Path(images)/row["image"]) as picture: picture.load() # a file that is cut off opens well
-    except (OSError, SyntaxError, Image.DecompressionBombError) as e:
-        raise ValueError(f"'image' is {row['image']!r}: {e}; expected a picture below {images}") from None
+    if not row["question"].strip(): raise ValueError(f"'question' is {row['question']!r}; expected words")
+    for field, allowed in (("flag", FLAGS), ("mode", MODES), ("polarity", ("plain", "flipped"))):
+        if field in row: _one_of(row, field, allowed)
+    for field, kind in (("kind", str), ("choices", list), ("objects", list), ("chance", (int, float))):
+        if field in row: _field(row, field, kind)
+    if images is not None: _check_image(row["image"], images)
 
 # %% ../../nbs/21_reasoning_data.ipynb #d319379f
 class SkipReport(list):
@@ -395,6 +400,7 @@ def _read(path, check, on_bad="raise", limit=None):
     bad = SkipReport(resolve(path))
     rows = read_jsonl(path, check, limit, on_bad, bad)
     bad.kept = len(rows)
+    if not rows: raise ValueError(f"{bad.path}: no row read from it; expected at least one" + (f"; the first of {len(bad)} left out: {bad[0]}" if bad else ""))
     return Rows(rows, bad)
 
 # %% ../../nbs/21_reasoning_data.ipynb #8f58a5d8
@@ -444,16 +450,22 @@ def read_rl(
     for row in rows: row.setdefault("flag", "boundary")
     return rows
 
-# %% ../../nbs/21_reasoning_data.ipynb #686ea3ee
+# %% ../../nbs/21_reasoning_data.ipynb #d079c8d7
 def split_questions(
     folder,              # of a rendered split, with scenes.jsonl
     seed: int=0,
     per_scene: int=5,    # questions a scene, at most
     scenes: int=None,    # the first so many scenes; all if None
+    pictures: bool=False,   # is every scene's picture to be looked at?
     **options,           # of `questions`: kinds, polarity
 ) -> list:               # of (facts, its questions)
-    "Questions about every scene of a split, scene by scene."
-    return [(facts, questions(facts, seed, per_scene, **options)) for facts in load_facts(folder, scenes)]
+    "Questions about every scene of a split, scene by scene. ValueError for a split without scenes and, with `pictures`, for a picture that cannot be read."
+    path, known = resolve(folder)/"scenes.jsonl", load_facts(folder, scenes)
+    if not known: raise ValueError(f"{path}: no scene read from it; expected at least one")
+    for facts in known if pictures else ():
+        try: _check_image(facts["image"], path.parent)
+        except ValueError as e: raise ValueError(f"{path}: scene {facts['scene_id']!r}: {e}") from None
+    return [(facts, questions(facts, seed, per_scene, **options)) for facts in known]
 
 def dialogue(
     solutions: list,   # of `solution`: several questions about one picture, in one mode that draws nothing
@@ -482,7 +494,7 @@ def sft_rows(
                 items = dialogue([work(other, mode) for other in asked[n:n + several]])
                 yield dict(interleaved_reason=items, mode=mode, kind=q.kind, data_id=q.data_id)
 
-# %% ../../nbs/21_reasoning_data.ipynb #10bce30f
+# %% ../../nbs/21_reasoning_data.ipynb #89170154
 def vocabulary_texts(
     folder,                # of a rendered split
     protocol: dict=None,   # its system texts and reflection are words too; the small world's own if None
