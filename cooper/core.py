@@ -382,7 +382,8 @@ def _machine(): # what the numbers were made on
 class RunRecord:
     """What a run ran on, kept in `out/run.json`: versions, commit, machine, parameters, seeds, hashes of data, seconds.
 
-    The file is there from the start with status `running`, so that a killed run is seen as one; runs that came before it into the same folder are listed as `earlier`."""
+    The file is there from the start with status `running`, so that a killed run is seen as one. In a kernel a cell that raises makes it `failed`.
+    Runs that came before it into the same folder are listed as `earlier`."""
     def __init__(self,
         out: str|os.PathLike, # folder of the run's artefacts
         params: Any=None, # a dataclass or a dict
@@ -392,6 +393,7 @@ class RunRecord:
         self.values = dict(status="running", started=time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()), seconds=0., commit=git_commit(), versions=versions(),
             machine=_machine(), params=params, seeds={k: v for k, v in params.items() if "seed" in k}, data={}, notes={}, earlier=self._earlier())
         self.save()
+        self._watch()
     def _earlier(self): # a run that was resumed has a history
         try: old = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError): return []
@@ -422,17 +424,38 @@ def note(self: RunRecord, **values):
 @patch
 def finish(self: RunRecord, status: str="finished"):
     "Writes the record a last time."
+    if status != "failed": self.values.pop("error", None) # a cell was mended and run again
     self.values.update(status=status, machine=_machine())
     self.save()
+    _running.pop(self.path, None)
     return self
 
+@patch
+def fail(self: RunRecord, error: BaseException):
+    "Writes that the run failed, and of what, in one line."
+    self.values["error"] = f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
+    return self.finish("failed")
+
 # %% ../nbs/00_core.ipynb #f5375182
+_running = {} # path of run.json -> its record, in a kernel
+
+def _after_cell(result): # IPython's event post_run_cell
+    error = result.error_before_exec or result.error_in_exec
+    for record in list(_running.values()) if error else (): record.fail(error)
+
+@patch
+def _watch(self: RunRecord):
+    if not in_notebook(): return
+    _running[self.path] = self
+    sys.modules["IPython"].get_ipython().events.register("post_run_cell", _after_cell) # once: the same function is not registered again
+
+# %% ../nbs/00_core.ipynb #6766715b
 @patch
 def __enter__(self: RunRecord): return self
 
 @patch
 def __exit__(self: RunRecord, kind, error, trace):
-    self.finish("finished" if kind is None else f"{kind.__name__}: {error}")
+    self.finish() if error is None else self.fail(error)
 
 @patch
 def _repr_html_(self: RunRecord):
