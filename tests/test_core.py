@@ -240,7 +240,25 @@ def test_record_of_a_run(tmp_path):
     assert kept["versions"]["numpy"] == np.__version__ and "finished" in record._repr_html_()
     with pytest.raises(KeyError), RunRecord(tmp_path/"out", dict(seed=3)): raise KeyError("lost")
     kept = json.loads(record.path.read_text())
-    assert "KeyError" in kept["status"] and [e["status"] for e in kept["earlier"]] == ["finished"] and kept["seeds"] == {"seed": 3}
+    assert (kept["status"], kept["error"]) == ("failed", "KeyError: 'lost'") and [e["status"] for e in kept["earlier"]] == ["finished"] and kept["seeds"] == {"seed": 3}
+
+
+def test_a_notebook_whose_cell_fails_has_failed(tmp_path):
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+    cells = [f"from cooper.core import *\nlost, done = RunRecord({str(tmp_path/'lost')!r}), RunRecord({str(tmp_path/'done')!r}).finish()",
+             "raise ValueError('row 3 is bad\\nand more')"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    with pytest.raises(CellExecutionError): NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    kept, done = (json.loads((tmp_path/name/"run.json").read_text()) for name in ("lost", "done"))
+    assert (kept["status"], kept["error"], done["status"]) == ("failed", "ValueError: row 3 is bad", "finished")
+
+
+def test_a_record_that_failed_may_still_finish(tmp_path):
+    record = RunRecord(tmp_path).fail(KeyboardInterrupt())
+    assert (record.values["status"], record.values["error"]) == ("failed", "KeyboardInterrupt")
+    assert record.finish().values["status"] == "finished" and "error" not in json.loads(record.path.read_text())
 
 
 def test_the_commit_is_known_or_unknown(tmp_path, monkeypatch):

@@ -349,3 +349,8 @@ def test_trl_is_quiet_without_a_word_in_the_environment(parts):
 def test_parameters_of_the_notebook_become_trl_settings(tmp_path):
     args = GRPOParameters(out=str(tmp_path), prompts_per_step=3, num_generations=4, steps_per_generation=2, num_iterations=2).config()
     assert (args.per_device_train_batch_size, args.generation_batch_size, args.num_iterations) == (12, 24, 2)
+
+
+@pytest.mark.parametrize("name, value, low", [("steps", 0, 1), ("per_scene", 0, 1), ("questions", -1, 0), ("keep_every", -1, 0), ("max_turns", -1, 0), ("max_new_tokens", -5, 0)])
+def test_parameters_out_of_range_fail_before_anything_runs(name, value, low):
+    with pytest.raises(ValueError, match=f"'{name}' is {value}; expected at least {low}$"): GRPOParameters(**{name: value})

@@ -1,15 +1,17 @@
 """The supervised trainer: killed runs go on as if they had not been, half-written checkpoints are never seen."""
-import copy, functools, types
+import copy, dataclasses, functools, types
 
 import pytest, torch
-from cooper.core import resolve
+from PIL import Image
+from cooper.core import checked, resolve
 from cooper.model.processor import tiny_protocol, train_tokenizer
 from cooper.perceive.data import read_amg
 from cooper.perceive.scenes import CLASSES, FAR, NEAR
-from cooper.perceive.supervised import (AmgExamples, InterleavedExamples, Mixture, SupervisedConfig, SupervisedTrainer, amg_rows, by_mode,
-    LatentCache, fresh_cooper, measure_latents, newest_whole)
+from cooper.perceive.supervised import (AmgExamples, AmgParameters, InterleavedExamples, Mixture, SftParameters, SupervisedConfig,
+    SupervisedTrainer, amg_rows, by_mode, LatentCache, fresh_cooper, measure_latents, newest_whole)
 from cooper.reason.data import sft_rows
 from grpo_house import miniature, room
+from house import cells
 
 
 @functools.cache
@@ -206,3 +208,41 @@ def test_a_protocol_with_depth_only_trains_depth_only():
     rows = amg_rows(read_amg("data/scenes/train/amg.jsonl", limit=1), processor)
     sequence = AmgExamples(rows, processor, model, copies=1).build(0, torch.Generator().manual_seed(0))
     assert list(rows[0]) == ["rgb", "depth"] and [s.view for s in sequence.pictures].count("noised") == 1
+
+
+@pytest.mark.parametrize("kind, folder, size", [("depth", "depth", (70, 40)), ("seg", "seg", (64, 128)), ("seg", "seg", (256, 256))])
+def test_a_map_of_another_size_than_its_picture_is_refused(tmp_path, kind, folder, size):
+    processor = made()[1].parts[0].processor
+    row, = read_amg("data/scenes/train/amg.jsonl", limit=1)
+    other = tmp_path / f"{kind}.png"
+    Image.open(getattr(row, kind)).resize(size, Image.Resampling.NEAREST).save(other)
+    amg_rows([row], processor)
+    with pytest.raises(ValueError, match=rf"{kind}\.png: {'depth' if kind == 'depth' else 'segmentation'} is {size[0]}x{size[1]} pixels, its picture .*rgb/000000\.png is 128x128"):
+        amg_rows([dataclasses.replace(row, **{kind: other})], processor)
+
+
+def stage(name, cls, **changes):
+    "The parameters that a notebook sets, some changed."
+    cell, = (c for c in cells(name) if "parameters" in c.metadata.get("tags", ()))
+    exec(cell.source, given := {})
+    return checked(cls, {k: v for k, v in given.items() if not k.startswith("_")} | changes)
+
+
+COUNTS = dict(steps=-2, batch_size=-1, save_steps=0, copies=0, evaluation_scenes=0)
+SIGNS = dict(stop_after=-1, scenes=-1, warmup_steps=-1)
+
+
+@pytest.mark.parametrize("name, cls, value", [(n, c, v) for n, c in (("10_amg", AmgParameters), ("20_sft", SftParameters)) for v in (COUNTS | SIGNS).items()]
+    + [("10_amg", AmgParameters, ("autoencoder_steps", 0))] + [("20_sft", SftParameters, (k, 0)) for k in ("per_scene", "turns", "questions")])
+def test_parameters_out_of_range_fail_before_anything_runs(name, cls, value):
+    assert stage(name, cls).steps == 20
+    low = 0 if value[0] in SIGNS else 1
+    with pytest.raises(ValueError, match=f"'{value[0]}' is {value[1]}; expected at least {low}$"): stage(name, cls, **dict([value]))
+
+
+@pytest.mark.parametrize("words, changes", [("'ema_decay' is -1.0; expected at least 0", dict(ema_decay=-1)), ("'ema_decay' is nan", dict(ema_decay=float("nan"))),
+    ("'learning_rate' is 0.0", dict(learning_rate=0)), ("'amg_weight' is 1.5", dict(amg_weight=1.5)), ("has a mode 'think'; expected some of direct", dict(mode_weights={"think": 1})),
+    ("of direct is -1; expected a number", dict(mode_weights={"direct": -1})), ("of direct is 'much'", dict(mode_weights={"direct": "much"})),
+    ("is {'direct': 0}; expected at least one above 0", dict(mode_weights={"direct": 0})), ("'steps' is 0.*'copies' is -1", dict(copies=-1, steps=0))])
+def test_parameters_that_mean_nothing_fail_before_anything_runs(words, changes):
+    with pytest.raises(ValueError, match=words): stage("20_sft", SftParameters, **changes)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
-from ..core import Curves, NotBuilt, file_hash, generator, progress, read_jsonl, resolve, seed_for, write_jsonl
+from ..core import Curves, NotBuilt, at_least, file_hash, generator, progress, read_jsonl, resolve, seed_for, write_jsonl
 from ..model.checkpoint import _quiet
 from ..model.engine import Engine
 from ..model.sequence import Geometry, Sequence, TextSegment, pack
@@ -450,9 +450,9 @@ class GRPOParameters:
     per_scene: int = 5; questions: int = 0; eval_questions: int = 24
     batch_size: int = 32; save_steps: int = 50; keep_every: int = 4; report_to: str = "none"; seed: int = 0
     def __post_init__(self):
-        counts = "steps prompts_per_step num_generations steps_per_generation num_iterations eval_questions batch_size save_steps".split()
-        bad = [k for k in counts if getattr(self, k) < 1]
-        if bad: raise ValueError("; ".join(f"'{k}' is {getattr(self, k)}; expected at least 1" for k in bad))
+        bad = at_least(1, self, "steps prompts_per_step num_generations steps_per_generation num_iterations per_scene eval_questions batch_size save_steps")
+        bad += at_least(0, self, "questions max_new_tokens max_turns keep_every seed")
+        if bad: raise ValueError("; ".join(bad))
         self.rollout(); self.reward_functions() # refuse unknown modes and rewards, before anything runs
     @property
     def device(self) -> str:

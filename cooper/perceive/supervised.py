@@ -14,19 +14,19 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from ..core import Curves, NotBuilt, decode_picture, generator, progress, resolve
+from ..core import Curves, NotBuilt, at_least, decode_picture, generator, progress, resolve
 from ..model.modalities import DepthMap, SegmentMap, modality
 from ..model.modeling import CooperForConditionalGeneration, preset
-from ..model.processor import CooperProcessor
+from ..model.processor import MODES, CooperProcessor, read_picture
 from ..model.sequence import PictureSegment, Sequence, pack
 from .data import AmgRow, load_classes, load_depth_png
 
 # %% auto #0
-__all__ = ['LOADERS', 'Stream', 'Mixture', 'fresh_cooper', 'Chosen', 'mode_of', 'by_mode', 'flipped', 'LatentCache',
-           'code_picture', 'load_map', 'amg_rows', 'AmgExamples', 'InterleavedExamples', 'SupervisedConfig',
-           'fingerprint', 'how_read', 'newest_whole', 'WholeCheckpoints', 'WeightAverage', 'StopAfter', 'CurveCallback',
-           'SupervisedTrainer', 'StageParameters', 'AmgParameters', 'SftParameters', 'AutoencoderTask',
-           'PictureExamples', 'AutoencoderTrainer', 'train_autoencoder', 'measure_latents']
+__all__ = ['LOADERS', 'Stream', 'Mixture', 'fresh_cooper', 'Chosen', 'mode_of', 'by_mode', 'flipped', 'LatentCache', 'load_map',
+           'amg_rows', 'AmgExamples', 'InterleavedExamples', 'SupervisedConfig', 'fingerprint', 'how_read',
+           'newest_whole', 'WholeCheckpoints', 'WeightAverage', 'StopAfter', 'CurveCallback', 'SupervisedTrainer',
+           'StageParameters', 'AmgParameters', 'SftParameters', 'AutoencoderTask', 'PictureExamples',
+           'AutoencoderTrainer', 'train_autoencoder', 'measure_latents']
 
 # %% ../../nbs/14_supervised.ipynb #e08ab090
 class Stream(Dataset):
@@ -121,10 +121,6 @@ class LatentCache:
         return PictureSegment(None, view, latents=self.store[key])
 
 # %% ../../nbs/14_supervised.ipynb #b4f620a7
-def code_picture(m, truth, size: tuple[int, int]) -> Image.Image:
-    "The picture a modality draws for a map, at (width, height), nearest pixels."
-    return m.to_picture(truth).resize(size, Image.Resampling.NEAREST)
-
 def _load_depth(row, m):
     metres = load_depth_png(row.depth)
     if holes := int((metres <= 0).sum()): # drawn, they would be black: the nearest there is
@@ -144,19 +140,27 @@ def load_map(row: AmgRow, m):
     if getattr(row, field) is None: raise ValueError(f"row {row.data_id!r} has no {m.name}; expected a file in '{field}'")
     return load(row, m)
 
+def _amg_pictures(row, ms, processor): # of one row
+    picture = read_picture(row.rgb)
+    rgb, sized = processor.fit(picture), "{0[0]}x{0[1]}".format
+    def code(m): # the picture that is drawn for the map: nearest pixels, for a blend would be a third thing
+        drawn = m.to_picture(load_map(row, m))
+        if drawn.size != picture.size:
+            at = getattr(row, LOADERS[m.name][1]) if m.name in LOADERS else f"row {row.data_id!r}"
+            raise ValueError(f"{at}: {m.name} is {sized(drawn.size)} pixels, its picture {row.rgb} is {sized(picture.size)}; expected the same size")
+        return drawn.resize(rgb.size, Image.Resampling.NEAREST)
+    return {"rgb": rgb} | {m.name: code(m) for m in ms}
+
 def amg_rows(
     rows: list[AmgRow],
     processor: CooperProcessor,
     modalities=None, # names; those of the checkpoint's protocol if None
 ) -> list[dict]: # {"rgb": PIL, modality: code picture, ...}
-    "Pictures and code pictures at the size of the model."
-    ms, out = [modality(name, processor.protocol) for name in modalities or processor.protocol["modalities"]], []
-    for row in progress(rows, desc="reading maps"):
-        rgb = processor.fit(row.rgb)
-        out.append({"rgb": rgb} | {m.name: code_picture(m, load_map(row, m), rgb.size) for m in ms})
-    return out
+    "Pictures and code pictures at the size of the model. ValueError names a map that has not the size of its picture: other pixels are other places."
+    ms = [modality(name, processor.protocol) for name in modalities or processor.protocol["modalities"]]
+    return [_amg_pictures(row, ms, processor) for row in progress(rows, desc="reading maps")]
 
-# %% ../../nbs/14_supervised.ipynb #42e2d692
+# %% ../../nbs/14_supervised.ipynb #08d53afb
 class AmgExamples:
     "Stage 1: a picture, and its maps to be drawn."
     def __init__(self,
@@ -183,7 +187,7 @@ class AmgExamples:
             segments += [self.latents.segment((k, name, flip), "noised")] * self.copies
         return Sequence(segments)
 
-# %% ../../nbs/14_supervised.ipynb #08d53afb
+# %% ../../nbs/14_supervised.ipynb #6234cc58
 def _key(item): return item["value"] if isinstance(item["value"], str) else id(item["value"])
 
 class InterleavedExamples:
@@ -224,7 +228,7 @@ class InterleavedExamples:
         if self.latents and view != "vision": return self.latents.segment(_key(item), view)
         return self.processor.picture(picture, (view,))[0]
 
-# %% ../../nbs/14_supervised.ipynb #d9b18c4d
+# %% ../../nbs/14_supervised.ipynb #9a3822d0
 @dataclass
 class SupervisedConfig(TrainingArguments):
     "Options of `SupervisedTrainer` beyond those of transformers' `TrainingArguments`."
@@ -239,7 +243,7 @@ class SupervisedConfig(TrainingArguments):
     save_total_limit: int = field(default=2, metadata={"help": "whole checkpoints to keep"})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "after the warm-up"})
 
-# %% ../../nbs/14_supervised.ipynb #9a3822d0
+# %% ../../nbs/14_supervised.ipynb #646eb719
 def fingerprint(*parts) -> str: # 16 hex digits
     "Of numbers and texts, pictures, tensors, modules, lists and dicts of those, and objects that have `contents()`: equal things, equal prints."
     digest, seen = hashlib.blake2b(digest_size=8), {}
@@ -261,7 +265,7 @@ def how_read(processor) -> tuple:
     "What of a processor decides how rows become sequences."
     return processor.protocol, processor.clean, processor.vision, processor.tokenizer.get_vocab()
 
-# %% ../../nbs/14_supervised.ipynb #71f424f6
+# %% ../../nbs/14_supervised.ipynb #fafeb193
 def newest_whole(out) -> Path | None:
     "The newest complete checkpoint below `out`, or None. A checkpoint gets its name only when it is complete."
     found = [p for p in Path(out).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name) and (p / "trainer_state.json").exists()]
@@ -315,7 +319,7 @@ class WholeCheckpoints:
         keep = (self.args.save_total_limit or len(old) + 1) - 1
         for p in old[:max(len(old) - keep, 0)]: shutil.rmtree(p)
 
-# %% ../../nbs/14_supervised.ipynb #fafeb193
+# %% ../../nbs/14_supervised.ipynb #3f5bce98
 class WeightAverage(TrainerCallback):
     "Exponential moving average of the trainable weights."
     def __init__(self, decay): self.decay, self.weights = decay, None
@@ -345,7 +349,7 @@ class CurveCallback(TrainerCallback):
         values = {k: v for k, v in (logs or {}).items() if isinstance(v, (int, float)) and k not in ("epoch", "total_flos") and not k.startswith("train_")}
         if values: self.curves.add(state.global_step, **values)
 
-# %% ../../nbs/14_supervised.ipynb #203ea058
+# %% ../../nbs/14_supervised.ipynb #5f1169f1
 class SupervisedTrainer(WholeCheckpoints, Trainer):
     "Both losses from one packed forward pass; averaged weights; exact resume."
     same = ("ema_decay", "ce_weight", "mse_weight")
@@ -372,7 +376,7 @@ class SupervisedTrainer(WholeCheckpoints, Trainer):
             self._sums.clear()
         super().log(logs, *args, **kw)
 
-# %% ../../nbs/14_supervised.ipynb #5f1169f1
+# %% ../../nbs/14_supervised.ipynb #8541532c
 from fastcore.basics import patch
 
 @patch
@@ -399,7 +403,7 @@ def fit(self: SupervisedTrainer):
     self.average.apply(self.model)
     return self.model
 
-# %% ../../nbs/14_supervised.ipynb #8541532c
+# %% ../../nbs/14_supervised.ipynb #8baa443d
 @dataclass
 class StageParameters:
     "What both stages are told."
@@ -415,6 +419,16 @@ class StageParameters:
     save_steps: int
     stop_after: int # steps; 0: all
     seed: int
+    def __post_init__(self):
+        bad = self.faults()
+        if bad: raise ValueError("; ".join(bad))
+    def faults(self) -> list[str]:
+        "What is out of its range, before anything is read."
+        bad = at_least(1, self, "steps batch_size save_steps copies autoencoder_steps evaluation_scenes per_scene turns questions")
+        bad += at_least(0, self, "warmup_steps stop_after scenes seed")
+        if not 0 < self.learning_rate < 1: bad.append(f"'learning_rate' is {self.learning_rate}; expected more than 0 and less than 1")
+        if not 0 <= self.ema_decay < 1: bad.append(f"'ema_decay' is {self.ema_decay}; expected at least 0 and less than 1")
+        return bad
     @property
     def device(self) -> str:
         "Where to train."
@@ -446,8 +460,18 @@ class SftParameters(StageParameters):
     scenes: int # of `data`; 0: all
     questions: int # to measure on
     evaluation_scenes: int
+    def faults(self) -> list[str]:
+        "What is out of its range, before anything is read."
+        bad = super().faults()
+        if not 0 <= self.amg_weight <= 1: bad.append(f"'amg_weight' is {self.amg_weight}; expected 0 to 1")
+        for mode, weight in self.mode_weights.items():
+            if mode not in MODES: bad.append(f"'mode_weights' has a mode {mode!r}; expected some of {', '.join(MODES)}")
+            elif isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+                bad.append(f"'mode_weights' of {mode} is {weight!r}; expected a number, at least 0")
+        if not any(self.mode_weights.values()): bad.append(f"'mode_weights' is {self.mode_weights}; expected at least one above 0")
+        return bad
 
-# %% ../../nbs/14_supervised.ipynb #8baa443d
+# %% ../../nbs/14_supervised.ipynb #1029ea31
 class AutoencoderTask(nn.Module):
     "An `AutoencoderKL` with its training loss, in the shape `SupervisedTrainer` expects."
     def __init__(self, vae, kl_weight: float = 1e-6):
@@ -475,7 +499,7 @@ class AutoencoderTrainer(SupervisedTrainer):
     "`SupervisedTrainer` over plain pictures of one size."
     def collate(self, examples): return {"batch": torch.stack([x for x, _ in examples])}
 
-# %% ../../nbs/14_supervised.ipynb #aad28ea5
+# %% ../../nbs/14_supervised.ipynb #e65129c6
 def train_autoencoder(model, processor, pictures: list, args: SupervisedConfig):
     "Train the autoencoder of `model` on `pictures` (PIL, of one size once fitted) and set its latents to unit variance."
     curves = Curves("autoencoder")
@@ -486,7 +510,7 @@ def train_autoencoder(model, processor, pictures: list, args: SupervisedConfig):
     measure_latents(model, sample)
     return model
 
-# %% ../../nbs/14_supervised.ipynb #1029ea31
+# %% ../../nbs/14_supervised.ipynb #1cfa114d
 @torch.no_grad()
 def measure_latents(model: CooperForConditionalGeneration, pixels: torch.Tensor) -> tuple[float, float]:
     "Set `scaling_factor` and `shift_factor` so that latents of `pixels` (B, 3, H, W) have mean 0 and variance 1; return both."
