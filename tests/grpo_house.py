@@ -22,7 +22,7 @@ def miniature(seed=0, scale=1.0):
     torch.manual_seed(seed)
     config = preset("tiny", text_config=dict(small, num_key_value_heads=2, vocab_size=300, rms_norm_eps=1e-6, max_position_embeddings=512),
                     vision_config=dict(small, patch_size=8, image_size=64), start_of_image=processor.start_of_image,
-                    end_of_image=processor.end_of_image, protocol=protocol)
+                    end_of_image=processor.end_of_image)
     model = CooperForConditionalGeneration(config).eval()
     with torch.no_grad():
         for p in (*model.language_model.parameters(), *model.llm2vae.parameters()):

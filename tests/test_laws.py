@@ -186,3 +186,12 @@ def test_requirements_are_pinned():
 def test_a_run_notebook_that_nobody_runs_is_an_error(tmp_path):
     from run_notebooks import parameters
     with pytest.raises(KeyError, match="99_new.ipynb is a RUN notebook without an entry"): parameters("99_new", tmp_path)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_no_module_imports_what_it_does_not_use(path):
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    imports = [n for n in nodes if isinstance(n, ast.Import) or isinstance(n, ast.ImportFrom) and n.module != "__future__"]
+    names = {(a.asname or a.name).split(".")[0] for n in imports for a in n.names}
+    idle = sorted(names - {n.id for n in nodes if isinstance(n, ast.Name)})
+    assert not idle, f"{path.relative_to(ROOT)} imports {', '.join(idle)} and uses none of it; what only example cells need belongs in a hidden cell"

@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from ..core import Curves, NotBuilt, at_least, file_hash, generator, progress, read_jsonl, resolve, seed_for, write_jsonl
-from ..model.checkpoint import _quiet
+from ..model.checkpoint import quiet
 from ..model.engine import Engine
 from ..model.sequence import Geometry, Sequence, TextSegment, pack
 from ..model.processor import MODES
@@ -406,7 +406,7 @@ def fit(self: CooperGRPOTrainer):
     else:
         self.curves = Curves.load((last / "curves.json").resolve())
         self.remove_callback(GRPOCurves); self.add_callback(GRPOCurves(self.curves))
-    with warnings.catch_warnings(), _quiet():
+    with warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore", FutureWarning)
         self.train(resume_from_checkpoint=str(last) if last else None)
     return self.model.eval()

@@ -225,8 +225,6 @@ def quiet():
         logging.set_verbosity(level)
         if bars: logging.enable_progress_bar()
 
-_quiet = quiet # the name by which 32_grpo_trainer knows it
-
 def load_model(
     folder: str | os.PathLike, # a checkpoint folder
     dtype: torch.dtype = torch.float32, # of the weights in memory

@@ -69,7 +69,7 @@ def fresh_cooper(
 ) -> tuple[CooperForConditionalGeneration, CooperProcessor]:
     "A model with random weights and its processor."
     vocabulary = tokenizer.get_vocab()
-    config = preset(name, start_of_image=vocabulary["<|vision_start|>"], end_of_image=vocabulary["<|vision_end|>"], protocol=protocol, **changes)
+    config = preset(name, start_of_image=vocabulary["<|vision_start|>"], end_of_image=vocabulary["<|vision_end|>"], **changes)
     if len(tokenizer) > config.text_config.vocab_size:
         raise ValueError(f"the tokenizer has {len(tokenizer)} ids, the preset {name!r} only {config.text_config.vocab_size}; expected at most as many")
     side, g = config.vision_config.image_size, config.geometry
