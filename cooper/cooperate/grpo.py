@@ -106,7 +106,7 @@ def rl_rows(
     path = resolve(data)
     if not path.exists(): raise FileNotFoundError(f"{path}: no such file or folder; expected a .jsonl file of RL rows or a folder with scenes.jsonl")
     folder = path if path.is_dir() else path.parent
-    if path.is_dir(): rows = [rl_row(q) for _, asked in split_questions(path, seed, per_scene) for q in asked]
+    if path.is_dir(): rows = [rl_row(q) for _, asked in split_questions(path, seed, per_scene, pictures=True) for q in asked]
     else: rows = read_rl(path, images=folder, limit=limit)
     if not rows: raise ValueError(f"{path}: no questions; expected at least one")
     return [{k: v for k, v in row.items() if k != "image"} | dict(picture=str(folder / row["image"])) for row in rows[:limit]]
