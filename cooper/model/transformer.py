@@ -15,8 +15,8 @@ from ..core import NotBuilt
 from .sequence import PackedBatch, attention_mask
 
 # %% auto #0
-__all__ = ['BACKENDS', 'routed', 'Plan', 'rotary', 'Cache', 'make_plan', 'rope_theta', 'TwoExpertAttention', 'TwoExpertLayer',
-           'TwoExpertModel', 'check_backend', 'TwoExpertForCausalLM']
+__all__ = ['BACKENDS', 'routed', 'Plan', 'rotary', 'Cache', 'like_lengths', 'make_plan', 'rope_theta', 'TwoExpertAttention',
+           'TwoExpertLayer', 'TwoExpertModel', 'check_backend', 'TwoExpertForCausalLM']
 
 # %% ../../nbs/03_transformer.ipynb #d3ede571
 def routed(und: nn.Module, gen: nn.Module, x_ND: Tensor, n_und: int) -> Tensor:
@@ -33,10 +33,9 @@ class Plan:
     order: Tensor # (N,) token index of each sorted token: understanding first
     inverse: Tensor # (N,) place of each token in the sorted list
     n_und: int # understanding tokens
-    to_rows: Tensor # (B * L,) sorted token of each place in the rows of attention (padding points at token 0)
+    to_rows: Tensor # (R,) sorted token of each place in the rows of attention, group behind group (padding points at token 0)
     from_rows: Tensor # (N,) place in the rows of each sorted token
-    shape: tuple # (B, L)
-    mask: Tensor # (B, 1, L, keys) bool
+    groups: list # of ((B, L), mask): sequences that share a call of attention; mask (B, 1, L, keys) is bool
     cos: Tensor # (N, d) rotary table, sorted
     sin: Tensor # (N, d)
     slots: Tensor | None = None # (B,) cache row of each sequence
@@ -53,7 +52,7 @@ def rotary(positions: Tensor, dim: int, theta: float) -> tuple[Tensor, Tensor]:
 
 # %% ../../nbs/03_transformer.ipynb #7a906b8a
 class _IntoRows(torch.autograd.Function):
-    "Tokens (N, ...) to padded rows (B * L, ...)."
+    "Tokens (N, ...) to padded rows (R, ...)."
     @staticmethod
     def forward(ctx, x, to_rows, from_rows):
         ctx.save_for_backward(from_rows)
@@ -62,7 +61,7 @@ class _IntoRows(torch.autograd.Function):
     def backward(ctx, grad): return grad.index_select(0, ctx.saved_tensors[0]), None, None # rows of padding have no gradient: nothing reads them
 
 class _OutOfRows(torch.autograd.Function):
-    "Padded rows (B * L, ...) to tokens (N, ...)."
+    "Padded rows (R, ...) to tokens (N, ...)."
     @staticmethod
     def forward(ctx, x, from_rows):
         ctx.save_for_backward(from_rows); ctx.rows = len(x)
@@ -110,6 +109,21 @@ def _with_cache(mask: Tensor, starts: Tensor, lengths: Tensor, keys: int) -> Ten
     out[..., 0] |= ~out.any(-1) # rows of padding
     return out
 
+def like_lengths(
+    lengths: list[int], # of the sequences of a batch
+    most: int = 4, # groups; each is a call of its own
+) -> list[list[int]]: # sequences of each group, longest first
+    "Groups of sequences whose rows, padded to the longest of the group, have the smallest sum of B * L * L."
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    best = {(0, 0): (0, [])} # (sequences placed, groups) -> (cost, where each group begins)
+    for end in range(1, len(order) + 1):
+        for k in range(1, most + 1):
+            ways = [(best[begin, k - 1][0] + (end - begin) * lengths[order[begin]] ** 2, best[begin, k - 1][1] + [begin])
+                    for begin in range(end) if (begin, k - 1) in best]
+            if ways: best[end, k] = min(ways)
+    begins = min(best[len(order), k] for k in range(1, most + 1) if (len(order), k) in best)[1]
+    return [order[a:b] for a, b in zip(begins, [*begins[1:], len(order)])]
+
 def make_plan(
     batch: PackedBatch, # what goes through the layers
     config: Qwen2Config,
@@ -121,17 +135,21 @@ def make_plan(
     gen[batch.latent_at] = True
     order = torch.sort(gen.long(), stable=True).indices
     inverse = torch.empty_like(order); inverse[order] = torch.arange(len(order), device=order.device)
-    B, L = len(batch.lengths), max(batch.lengths)
-    place = batch.sample * L + batch.offset
-    to_rows = torch.zeros(B * L, dtype=torch.long, device=order.device); to_rows[place] = inverse
-    mask = attention_mask(batch)
-    plan = Plan(order, inverse, len(batch) - len(batch.latent_at), to_rows, place[order], (B, L), mask[:, None],
+    together = like_lengths(batch.lengths) if cache is None else [list(range(len(batch.lengths)))] # a cache keeps the order of its slots
+    mask, groups, first, rows = attention_mask(batch), [], [0] * len(batch.lengths), 0
+    for members in together:
+        L = max(batch.lengths[i] for i in members)
+        groups.append(((len(members), L), mask[members, None, :L, :L]))
+        for i in members: first[i] = rows; rows += L
+    place = torch.tensor(first, device=order.device)[batch.sample] + batch.offset
+    to_rows = torch.zeros(rows, dtype=torch.long, device=order.device); to_rows[place] = inverse
+    plan = Plan(order, inverse, len(batch) - len(batch.latent_at), to_rows, place[order], groups,
                 *rotary(batch.positions[order], config.hidden_size // config.num_attention_heads, rope_theta(config)))
     if cache is not None:
         lengths = torch.tensor(batch.lengths, device=order.device)
         plan.slots, plan.starts = slots, cache.lengths[slots]
-        plan.keys = int((plan.starts + lengths).max()); cache.reserve(int(plan.starts.max()) + L)
-        plan.mask = _with_cache(mask, plan.starts, lengths, plan.keys)[:, None]
+        plan.keys = int((plan.starts + lengths).max()); cache.reserve(int(plan.starts.max()) + max(batch.lengths))
+        plan.groups = [(groups[0][0], _with_cache(mask, plan.starts, lengths, plan.keys)[:, None])]
     return plan
 
 def rope_theta(config) -> float:
@@ -139,7 +157,7 @@ def rope_theta(config) -> float:
     p = getattr(config, "rope_parameters", None) or {}
     return p.get("rope_theta", getattr(config, "rope_theta", 10_000.0))
 
-# %% ../../nbs/03_transformer.ipynb #3d9bbd48
+# %% ../../nbs/03_transformer.ipynb #12f59385
 class TwoExpertAttention(nn.Module):
     "Shared attention; each expert has its own projections and norms."
     def __init__(self, config: Qwen2Config, layer: int):
@@ -155,18 +173,22 @@ class TwoExpertAttention(nn.Module):
     def expert(self, name, x, n_und): return routed(getattr(self, name), getattr(self, name + "_moe_gen"), x, n_und)
 
     def forward(self, x_ND, plan: Plan, cache: Cache | None = None):
-        (B, L), n = plan.shape, plan.n_und
+        n = plan.n_und
         q, k, v = (self.expert(f"{p}_proj", x_ND, n).view(len(x_ND), -1, self.dim) for p in "qkv")
         q, k = self.expert("q_norm", q, n), self.expert("k_norm", k, n)
         q, k = (t.to(v.dtype) for t in apply_rotary_pos_emb(q, k, plan.cos, plan.sin, unsqueeze_dim=1))
-        q, k, v = (_IntoRows.apply(t, plan.to_rows, plan.from_rows).view(B, L, -1, self.dim).transpose(1, 2) for t in (q, k, v))
-        if cache is not None: k, v = cache.update(self.layer, plan, k, v)
-        if self.heads > self.kv_heads: k, v = (t.repeat_interleave(self.heads // self.kv_heads, 1) for t in (k, v))
-        out = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=plan.mask)
-        out = _OutOfRows.apply(out.transpose(1, 2).reshape(B * L, -1), plan.from_rows)
-        return self.expert("o_proj", out, n)
+        rows = [_IntoRows.apply(t, plan.to_rows, plan.from_rows).split([B * L for (B, L), _ in plan.groups]) for t in (q, k, v)]
+        out = torch.cat([self.attend(*(t.view(B, L, -1, self.dim).transpose(1, 2) for t in group), mask, plan, cache)
+                         for *group, ((B, L), mask) in zip(*rows, plan.groups)])
+        return self.expert("o_proj", _OutOfRows.apply(out, plan.from_rows), n)
 
-# %% ../../nbs/03_transformer.ipynb #a1440b88
+    def attend(self, q_BHLd, k_BHLd, v_BHLd, mask, plan, cache): # -> (B * L, H * d)
+        if cache is not None: k_BHLd, v_BHLd = cache.update(self.layer, plan, k_BHLd, v_BHLd)
+        if self.heads > self.kv_heads: k_BHLd, v_BHLd = (t.repeat_interleave(self.heads // self.kv_heads, 1) for t in (k_BHLd, v_BHLd))
+        out = F.scaled_dot_product_attention(q_BHLd, k_BHLd.to(q_BHLd.dtype), v_BHLd.to(q_BHLd.dtype), attn_mask=mask)
+        return out.transpose(1, 2).reshape(-1, self.heads * self.dim)
+
+# %% ../../nbs/03_transformer.ipynb #c2e1b42f
 class TwoExpertLayer(GradientCheckpointingLayer):
     "A Qwen2 layer with two experts."
     def __init__(self, config: Qwen2Config, layer: int):
@@ -183,7 +205,7 @@ class TwoExpertLayer(GradientCheckpointingLayer):
         x_ND = x_ND + self.self_attn(self.expert("input_layernorm", x_ND, plan.n_und), plan, cache)
         return x_ND + self.expert("mlp", self.expert("post_attention_layernorm", x_ND, plan.n_und), plan.n_und)
 
-# %% ../../nbs/03_transformer.ipynb #c2e1b42f
+# %% ../../nbs/03_transformer.ipynb #09a675e2
 BACKENDS = ("sdpa",)
 
 class TwoExpertModel(nn.Module):
