@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CLASSES', 'COLOURS', 'SHAPES', 'SIZES', 'MATERIALS', 'HELD_OUT', 'SPLITS', 'NEAR', 'FAR', 'Solid', 'Camera', 'Scene',
            'Rendered', 'render', 'contact_sheet', 'sample_scene', 'scene_facts', 'render_split', 'check_facts',
-           'load_facts', 'load_rendered', 'write_card']
+           'load_facts', 'mirrored', 'load_rendered', 'write_card']
 
 # %% ../../nbs/11_scenes.ipynb #dc9f5430
 import io, json, multiprocessing, os, threading
@@ -276,10 +276,10 @@ def _repr_png_(self: Rendered):
 # %% ../../nbs/11_scenes.ipynb #e309b165
 def _some_camera(rng, split):
     u = rng.uniform
-    if split == "ood_camera": turn, height, distance = np.radians(rng.choice([-1, 1])*u(25, 38)), u(3.7, 4.4), u(4.6, 5.6)
-    else: turn, height, distance = np.radians(u(-18, 18)), u(2.1, 3.4), u(5.0, 6.4)
+    if split == "ood_camera": turn, height, distance, fov = np.radians(rng.choice([-1, 1])*u(25, 38)), u(3.7, 4.4), u(4.6, 5.6), u(42, 48)
+    else: turn, height, distance, fov = np.radians(u(-18, 18)), u(2.7, 2.9), u(5.6, 5.8), 45.
     position, target = (distance*np.sin(turn), -distance*np.cos(turn), height), (u(-.3, .3), u(-.2, .4), u(.3, .6))
-    return Camera(tuple(round(float(v), 4) for v in position), tuple(round(float(v), 4) for v in target), round(float(u(42, 48)), 3))
+    return Camera(tuple(round(float(v), 4) for v in position), tuple(round(float(v), 4) for v in target), round(float(fov), 3))
 
 def _some_room(rng):
     u = rng.uniform
@@ -470,6 +470,16 @@ def load_facts(
     "The facts of each scene of a split. ValueError names file, line and field."
     return read_jsonl(resolve(folder)/"scenes.jsonl", check_facts, limit)
 
+def mirrored(
+    facts: dict, # a row of load_facts
+) -> dict: # with 'mirrored': True; its picture is the mirrored picture
+    "The same scene in a mirror: left is right, no metre changes."
+    def turned(o):
+        (x, y, z), (u, v), (u0, v0, u1, v1) = o["position_m"], o["pixel"], o["bbox"]
+        return o | {"position_m": [-x, y, z], "pixel": [round(1 - u, 4), v], "bbox": [round(1 - u1, 4), v0, round(1 - u0, 4), v1]}
+    camera = {k: [-v[0], *v[1:]] if isinstance(v, (list, tuple)) else v for k, v in facts["camera"].items()}
+    return facts | {"scene_id": facts["scene_id"] + "m", "mirrored": True, "camera": camera, "objects": [turned(o) for o in facts["objects"]]}
+
 def load_rendered(
     folder: str|os.PathLike, # of one split
     facts: dict, # a row of load_facts
@@ -509,8 +519,8 @@ Made again, byte for byte (same versions of Mitsuba and Pillow), {size}×{size} 
 and 0..1 in the picture); `amg.jsonl` rows for stage 1 (`data_id`, `rgb_image`, `depth_image`, `seg_image`, `data_idx`); `metadata.jsonl` for
 `datasets.load_dataset("imagefolder", data_dir="<folder>")`, which gives columns `image`, `depth`, `seg`, `scene_id`, `camera` and `objects`.
 
-**Held out:** {held} occur only in `ood_pairs`; `ood_camera` looks from 25 to 38 degrees aside and from above 3.7 m, the others from up to
-18 degrees and from below 3.4 m.
+**Held out:** {held} occur only in `ood_pairs`; `ood_camera` looks from 25 to 38 degrees aside and from above 3.7 m, through lenses of 42 to
+48 degrees; the others from up to 18 degrees aside and from 2.8 m, through one of 45.
 
 **Limits:** a toy world of eight colours and five classes. What is learned here says nothing about photographs.
 """
