@@ -31,6 +31,7 @@ class CooperConfig(PretrainedConfig):
         max_latent_size: int = 64, # side of the latent position table
         vit_max_num_patch_per_side: int = 70, # side of the vision position table
         connector_act: str = "gelu_pytorch_tanh",
+        position_base: float = 10_000.0, # of the position tables; BAGEL's
         interpolate_pos: bool = False,
         timestep_shift: float = 1.0, # of training timesteps
         start_of_image: int = 151652, # token id of <|vision_start|>
@@ -41,6 +42,7 @@ class CooperConfig(PretrainedConfig):
         self.vae_config = dict(FLUX_VAE if vae_config is None else vae_config)
         self.latent_patch_size, self.max_latent_size, self.vit_max_num_patch_per_side = latent_patch_size, max_latent_size, vit_max_num_patch_per_side
         self.connector_act, self.interpolate_pos, self.timestep_shift = connector_act, interpolate_pos, timestep_shift
+        self.position_base = position_base
         self.start_of_image, self.end_of_image = start_of_image, end_of_image
         kwargs.pop("protocol", None) # older files repeat here what belongs to the processor, and only its own file was ever read
         kwargs.setdefault("tie_word_embeddings", False)
@@ -82,7 +84,7 @@ _PRESETS = {
         text_config=dict(hidden_size=192, intermediate_size=512, num_hidden_layers=6, num_attention_heads=3, num_key_value_heads=3,
                          vocab_size=768, rms_norm_eps=1e-6, rope_theta=10_000.0, max_position_embeddings=2048),
         vision_config=dict(hidden_size=192, intermediate_size=384, num_hidden_layers=3, num_attention_heads=3, patch_size=8, image_size=64),
-        vae_config=vae_config((24, 48, 48), 8, 1, 1.0, 0.0, groups=8), max_latent_size=8, vit_max_num_patch_per_side=8,
+        vae_config=vae_config((24, 48, 48), 8, 1, 1.0, 0.0, groups=8), max_latent_size=8, vit_max_num_patch_per_side=8, position_base=10.0, # for 8 columns, not 70
         start_of_image=2, end_of_image=3, timestep_shift=3.0), # trained from nothing, it must first learn to draw out of pure noise
 }
 
@@ -93,9 +95,9 @@ def preset(name: str, **changes) -> CooperConfig:
 
 # %% ../../nbs/04_model.ipynb #6093ac88
 @lru_cache(maxsize=16)
-def sincos_2d(side: int, width: int) -> Tensor: # (side * side, width)
-    "Fixed 2-D position codes; first half of the features encodes the column, second half the row, each as sines then cosines."
-    frequencies = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+def sincos_2d(side: int, width: int, base: float = 10_000.0) -> Tensor: # (side * side, width)
+    "Fixed 2-D position codes; first half of the features encodes the column, second half the row, each as sines then cosines, at frequencies from 1 down to 1 / `base`."
+    frequencies = base ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
     line = torch.cat([angles.sin(), angles.cos()], -1)
     return torch.cat([line.repeat(side, 1), line.repeat_interleave(side, 0)], -1).float()
@@ -214,9 +216,9 @@ def embed(self: CooperForConditionalGeneration, batch: PackedBatch, latents: Ten
     dtype, device = x.dtype, x.device
     if len(batch.vision_at):
         seen = self.connector(self.vit_model(batch.vision_patches.to(dtype), batch.vision_positions, batch.vision_lengths))
-        x = x.index_copy(0, batch.vision_at, (seen + sincos_2d(c.vit_max_num_patch_per_side, width).to(device)[batch.vision_positions]).to(dtype))
+        x = x.index_copy(0, batch.vision_at, (seen + sincos_2d(c.vit_max_num_patch_per_side, width, c.position_base).to(device)[batch.vision_positions]).to(dtype))
     if len(batch.latent_at):
-        where = sincos_2d(c.max_latent_size, width).to(device)[batch.latent_positions]
+        where = sincos_2d(c.max_latent_size, width, c.position_base).to(device)[batch.latent_positions]
         x = x.index_copy(0, batch.latent_at, (self.vae2llm(latents.to(dtype)) + self.time_embedder(batch.timesteps) + where).to(dtype))
     return x
 
