@@ -5,9 +5,9 @@ import numpy as np, pytest
 from PIL import Image
 from cooper.core import decode_picture, encode_picture, resolve, write_jsonl
 from cooper.model.modalities import MODES, modality
-from cooper.perceive.scenes import CLASSES, load_facts
-from cooper.reason.data import (FLAGS, FLIPPABLE, KINDS, MARGIN, Question, RATIO, ScenePictures, chain, chance_level, check_sft, measure, name, questions, read_rl,
-    read_sft, referable, rl_question, sft_rows, solution, split_questions, tools, vocabulary_texts, write_rl, write_sft)
+from cooper.perceive.scenes import CLASSES, Camera, load_facts, mirrored
+from cooper.reason.data import (FLAGS, FLIPPABLE, KINDS, MARGIN, Question, RATIO, ScenePictures, chain, chance_level, check_sft, grounding, grounding_rows, measure, name,
+    questions, read_rl, read_sft, referable, rl_question, sft_rows, solution, split_questions, tools, vocabulary_texts, write_rl, write_sft)
 
 def some_room(seed):
     "Facts of a made-up scene: random places, colours, shapes and sizes."
@@ -84,7 +84,7 @@ def test_no_more_than_there_is_to_ask():
 TURN = re.compile(r"<think>.+</think>\n(<answer>\\boxed\{[^}]+\}</answer>|<depth-estimation>.+</depth-estimation>|<segmentation>.+</segmentation>)", re.S)
 @pytest.mark.parametrize("mode", MODES)
 def test_solutions_follow_the_protocol(mode):
-    for facts in ROOMS[:40]:
+    for facts in (f for f in ROOMS[:40] if f["objects"]):
         for q in questions(facts, 0, 5):
             items = solution(q, facts, mode, provider, PROTOCOL)
             check_sft(dict(interleaved_reason=items))
@@ -109,7 +109,7 @@ def test_solutions_draw_what_the_protocol_names_and_in_its_order(order):
     protocol = PROTOCOL | dict(modalities={m: {} for m in order})
     drawn = lambda q, mode: [i["modality"] for i in solution(q, facts, mode, provider, protocol) if "modality" in i]
     seen = set()
-    for facts in ROOMS[:40]:
+    for facts in (f for f in ROOMS[:40] if f["objects"]):
         for q in questions(facts, 0, 5):
             assert drawn(q, "perceive") == list(order) and drawn(q, "reason") == []
             full, used = tools(q), drawn(q, "cooperate")
@@ -155,7 +155,7 @@ def test_pictures_of_a_scene_have_the_range_and_the_palette_of_the_protocol():
     assert np.array_equal(of(), stored) and np.array_equal(of(segmentation=dict(palette=other)), stored ^ 9)
     with pytest.raises(ValueError, match="palette lacks background, floor, ball, cylinder; the scenes show"): of(segmentation=dict(palette=dict(cube=(1, 2, 3))))
     with pytest.raises(ValueError, match="'normals' is unknown"): ScenePictures(folder, facts)("normals")
-    with pytest.raises(ValueError, match="999999.png: unreadable picture"): ScenePictures(folder, facts | dict(image="rgb/999999.png"))("rgb")
+    with pytest.raises(ValueError, match="999999.png: there is no such file"): ScenePictures(folder, facts | dict(image="rgb/999999.png"))("rgb")
 
 def test_questions_of_a_split_check_its_facts(tmp_path):
     good = load_facts("data/scenes/test", limit=2)
@@ -253,8 +253,47 @@ def test_rows_of_a_split():
     for r in rows: check_sft(r)
     assert decode_picture(rows[0]["interleaved_reason"][1]["value"]).size == (64, 64)
 
+def test_lessons_in_looking_say_what_the_facts_say():
+    told = {}
+    for facts in (f for f in ROOMS[:40] if f["objects"]):
+        for (question, answer) in (pair for lesson in grounding(facts) for pair in lesson):
+            for part in answer.removesuffix(".").split(". "):
+                called, numbers = part.split(": ")
+                column, depth, radius = (float(n.removesuffix(" m")) for n in numbers.split(", "))
+                mine = [o for o in facts["objects"] if name(o) == called and column <= 64*o["pixel"][0] < column + 1
+                        and abs(o["depth_m"] - depth) < .051 and abs(o["radius_m"] - radius) < .051]
+                assert mine, (facts["scene_id"], question, part)
+                told[facts["scene_id"], called, mine[0]["id"], "Where" in question] = True
+        for o in facts["objects"]: assert told[facts["scene_id"], name(o), o["id"], False], "all are listed"
+        for o in referable(facts): assert told[facts["scene_id"], name(o), o["id"], True], "each that can be named is asked for"
+
+def test_a_mirrored_scene_is_a_scene(tmp_path):
+    folder, facts = resolve("data/scenes")/"test", load_facts("data/scenes/test", limit=6)
+    for f in facts:
+        m = mirrored(f)
+        camera = Camera(**m["camera"])
+        for o, p in zip(f["objects"], m["objects"]):
+            assert abs(camera.project(p["position_m"])[0] - p["pixel"][0]) < .08, "seen where the mirrored camera sees it"
+            assert (o["depth_m"], o["radius_m"], o["position_m"][1:]) == (p["depth_m"], p["radius_m"], p["position_m"][1:])
+            assert p["bbox"][0] < p["pixel"][0] < p["bbox"][2]
+            assert abs(measure("distance", m["objects"][0], p) - measure("distance", f["objects"][0], o)) < 1e-9
+        asked, again = questions(f, 0, 40), questions(m, 0, 40)
+        left = {q.question: q.answer for q in asked if q.kind == "relation"}
+        assert all(left[q.question] != q.answer for q in again if q.question in left), "left is right"
+    two = list(sft_rows(folder, scenes=2, per_scene=2, modes=("direct",), protocol=PROTOCOL, mirror=True))
+    assert len(two) == 8 and len({r["data_id"] for r in two}) == 8
+    pictures = [np.asarray(decode_picture(r["interleaved_reason"][1]["value"])) for r in (two[0], two[2])]
+    assert np.array_equal(pictures[0], pictures[1][:, ::-1]) and not np.array_equal(*pictures)
+
+def test_lessons_of_scenes_with_few_objects():
+    folder = resolve("data/scenes")/"train"
+    few = [f["scene_id"] for f in load_facts(folder) if len(f["objects"]) <= 2]
+    rows = list(grounding_rows(folder, protocol=PROTOCOL, max_objects=2))
+    assert sorted({r["data_id"].rsplit("-", 2)[0] for r in rows}) == sorted(few)
+    for r in rows: check_sft(r)
+
 def test_texts_for_a_tokenizer():
     texts = vocabulary_texts(resolve("data/scenes")/"test", scenes=5)
     words = " ".join(texts)
     assert texts == vocabulary_texts(resolve("data/scenes")/"test", scenes=5) and all(isinstance(t, str) for t in texts)
-    assert all(w in words for w in ("closer to the camera", "segmentation", "<think>", "</depth-estimation>", "\\boxed{", "How many", "left or right"))
+    assert all(w in words for w in ("closer to the camera", "segmentation", "<think>", "</depth-estimation>", "\\boxed{", "How many", "left or right", "Where is the"))

@@ -23,7 +23,8 @@ def made():
     model, processor = fresh_cooper(train_tokenizer(["a red cube"] * 2, 300), protocol, text_config=text, vision_config=vision)
     maps = amg_rows(read_amg("data/scenes/train/amg.jsonl", limit=4), processor)
     rows = list(sft_rows("data/scenes/train", scenes=2, protocol=protocol, encode=lambda p: p))
-    examples = Mixture([AmgExamples(maps, processor, model, copies=1), by_mode(InterleavedExamples(rows, processor, model), {"cooperate": 1, "direct": 1})], [1, 1])
+    latents = LatentCache(model, processor)
+    examples = Mixture([AmgExamples(maps, processor, latents, copies=1), by_mode(InterleavedExamples(rows, processor, latents), {"cooperate": 1, "direct": 1})], [1, 1])
     return model, examples
 
 
@@ -196,9 +197,20 @@ def test_pictures_are_encoded_where_the_autoencoder_is():
         return torch.arange(len(pixels) * 16.).view(-1, 4, 2, 2)
     model.encode_pictures = encode
     model.vae.encode = lambda pixels: types.SimpleNamespace(latent_dist=types.SimpleNamespace(mean=encode(pixels)))
-    LatentCache(model, processor).fill({0: room(0)})
+    LatentCache(model, processor).fill([room(0)])
     measure_latents(model, torch.zeros(2, 3, 32, 32))
     assert seen == [away, away]
+
+
+def test_a_picture_is_encoded_once_whoever_asks():
+    model, processor = miniature()
+    counted, encode = [], model.encode_pictures
+    model.encode_pictures = lambda pixels: counted.append(len(pixels)) or encode(pixels)
+    latents = LatentCache(model, processor).fill([room(0), room(1), room(0)])
+    latents.fill([room(1).copy(), room(2)])
+    assert sum(counted) == 3
+    alone = encode(processor.picture(room(1), ("clean",))[0].pixels[None])[0]
+    torch.testing.assert_close(latents.segment(room(1), "noised").latents, alone, atol=1e-5, rtol=1e-5)
 
 
 def test_a_protocol_with_depth_only_trains_depth_only():
@@ -206,7 +218,7 @@ def test_a_protocol_with_depth_only_trains_depth_only():
     protocol = processor.protocol | {"modalities": {"depth": processor.protocol["modalities"]["depth"]}}
     processor = type(processor)(processor.tokenizer, protocol, processor.clean, processor.vision)
     rows = amg_rows(read_amg("data/scenes/train/amg.jsonl", limit=1), processor)
-    sequence = AmgExamples(rows, processor, model, copies=1).build(0, torch.Generator().manual_seed(0))
+    sequence = AmgExamples(rows, processor, LatentCache(model, processor), copies=1).build(0, torch.Generator().manual_seed(0))
     assert list(rows[0]) == ["rgb", "depth"] and [s.view for s in sequence.pictures].count("noised") == 1
 
 
@@ -233,15 +245,17 @@ SIGNS = dict(stop_after=-1, scenes=-1, warmup_steps=-1)
 
 
 @pytest.mark.parametrize("name, cls, value", [(n, c, v) for n, c in (("10_amg", AmgParameters), ("20_sft", SftParameters)) for v in (COUNTS | SIGNS).items()]
-    + [("10_amg", AmgParameters, ("autoencoder_steps", 0))] + [("20_sft", SftParameters, (k, 0)) for k in ("per_scene", "turns", "questions")])
+    + [("10_amg", AmgParameters, ("autoencoder_steps", 0))] + [("20_sft", SftParameters, (k, 0)) for k in ("per_scene", "turns", "questions")]
+    + [("20_sft", SftParameters, ("max_objects", -1))])
 def test_parameters_out_of_range_fail_before_anything_runs(name, cls, value):
     assert stage(name, cls).steps == 20
-    low = 0 if value[0] in SIGNS else 1
+    low = 0 if value[0] in (*SIGNS, "max_objects") else 1
     with pytest.raises(ValueError, match=f"'{value[0]}' is {value[1]}; expected at least {low}$"): stage(name, cls, **dict([value]))
 
 
 @pytest.mark.parametrize("words, changes", [("'ema_decay' is -1.0; expected at least 0", dict(ema_decay=-1)), ("'ema_decay' is nan", dict(ema_decay=float("nan"))),
-    ("'learning_rate' is 0.0", dict(learning_rate=0)), ("'amg_weight' is 1.5", dict(amg_weight=1.5)), ("has a mode 'think'; expected some of direct", dict(mode_weights={"think": 1})),
+    ("'learning_rate' is 0.0", dict(learning_rate=0)), ("'amg_weight' is 1.5", dict(amg_weight=1.5)), ("'grounding_weight' is 0.6; expected 0 to 0.5", dict(grounding_weight=.6, amg_weight=.5)),
+    ("'grounding_weight' is -0.1", dict(grounding_weight=-.1)), ("has a mode 'think'; expected some of direct", dict(mode_weights={"think": 1})),
     ("of direct is -1; expected a number", dict(mode_weights={"direct": -1})), ("of direct is 'much'", dict(mode_weights={"direct": "much"})),
     ("is {'direct': 0}; expected at least one above 0", dict(mode_weights={"direct": 0})), ("'steps' is 0.*'copies' is -1", dict(copies=-1, steps=0))])
 def test_parameters_that_mean_nothing_fail_before_anything_runs(words, changes):

@@ -104,21 +104,24 @@ def flipped(picture: Image.Image) -> Image.Image:
     return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 class LatentCache:
-    "Latents of pictures that return every epoch, encoded once. Keys are up to the caller."
+    "Latents of pictures that return every epoch, each encoded once, whoever asks: a picture is known by its pixels."
     def __init__(self, model, processor): self.model, self.processor, self.store = model, processor, {}
-    def fill(self, pictures: dict, batch_size: int = 32, desc="encoding pictures"):
-        "Encode {key: PIL picture}; pictures of one size share a batch."
-        sizes = {}
-        for key, picture in pictures.items():
-            if key not in self.store: sizes.setdefault(self.processor.picture(picture, views=("clean",))[0].pixels.shape, []).append(key)
-        for keys in sizes.values():
-            for i in progress(range(0, len(keys), batch_size), desc=desc):
-                pixels = torch.stack([self.processor.picture(pictures[k], views=("clean",))[0].pixels for k in keys[i:i + batch_size]])
-                for k, z in zip(keys[i:i + batch_size], self.model.encode_pictures(pixels.to(self.model.vae.device)).cpu()): self.store[k] = z.clone()
+    @staticmethod
+    def key(picture: Image.Image) -> bytes: return hashlib.blake2b(f"{picture.mode} {picture.size}".encode() + picture.tobytes(), digest_size=16).digest()
+    def fill(self, pictures, batch_size: int = 32, desc="encoding pictures"):
+        "Encode PIL pictures that are not yet here; those of one size share a batch."
+        sizes, seen = {}, set(self.store)
+        for picture in pictures:
+            if (key := self.key(picture)) in seen: continue
+            seen.add(key); sizes.setdefault(self.processor.fit(picture).size, []).append((key, picture))
+        for new in sizes.values():
+            for i in progress(range(0, len(new), batch_size), desc=desc):
+                pixels = torch.stack([self.processor.picture(picture, views=("clean",))[0].pixels for _, picture in new[i:i + batch_size]])
+                for (key, _), z in zip(new[i:i + batch_size], self.model.encode_pictures(pixels.to(self.model.vae.device)).cpu()): self.store[key] = z.clone()
         return self
-    def segment(self, key, view: str) -> PictureSegment:
-        "The picture of a key, in a view that takes latents."
-        return PictureSegment(None, view, latents=self.store[key])
+    def segment(self, picture: Image.Image, view: str) -> PictureSegment:
+        "A picture that is here, in a view that takes latents."
+        return PictureSegment(None, view, latents=self.store[self.key(picture)])
 
 # %% ../../nbs/14_supervised.ipynb #b4f620a7
 def _load_depth(row, m):
@@ -166,45 +169,39 @@ class AmgExamples:
     def __init__(self,
         rows: list[dict], # from `amg_rows`: {"rgb": PIL, modality: code picture, ...}
         processor, # CooperProcessor
-        model, # encodes the pictures, once
+        latents: LatentCache, # where the pictures are encoded; one for all examples of a run
         modalities=None, # in which tongues to draw; those of the checkpoint's protocol if None
         copies: int = 2, # noised copies of each target per sequence
         flip: bool = True): # mirror half of the examples
         self.rows, self.processor, self.copies, self.flip = rows, processor, copies, flip
         self.modalities = tuple(modalities or processor.protocol["modalities"])
-        pictures = {(k, name, f): flipped(row[name]) if f else row[name]
-                    for k, row in enumerate(rows) for name in ("rgb", *self.modalities) for f in ((False, True) if flip else (False,))}
-        self.latents = LatentCache(model, processor).fill(pictures)
+        self.latents = latents.fill(seen for row in rows for name in ("rgb", *self.modalities) for seen in ((row[name], flipped(row[name])) if flip else (row[name],)))
     def __len__(self): return len(self.rows)
     def contents(self): return self.rows, how_read(self.processor), self.modalities, self.copies, self.flip
     def build(self, k, generator) -> Sequence:
         flip = self.flip and torch.rand((), generator=generator).item() < .5
-        picture = flipped(self.rows[k]["rgb"]) if flip else self.rows[k]["rgb"]
-        segments = [self.latents.segment((k, "rgb", flip), "clean"), *self.processor.picture(picture, views=("vision",))]
+        row = {name: flipped(picture) if flip else picture for name, picture in self.rows[k].items()}
+        segments = [self.latents.segment(row["rgb"], "clean"), *self.processor.picture(row["rgb"], views=("vision",))]
         for j in torch.randperm(len(self.modalities), generator=generator).tolist():
             name = self.modalities[j]
             segments.append(self.processor.text(modality(name, self.processor.protocol).request))
-            segments += [self.latents.segment((k, name, flip), "noised")] * self.copies
+            segments += [self.latents.segment(row[name], "noised")] * self.copies
         return Sequence(segments)
 
 # %% ../../nbs/14_supervised.ipynb #6234cc58
-def _key(item): return item["value"] if isinstance(item["value"], str) else id(item["value"])
-
 class InterleavedExamples:
     "Stage 2a: rows of texts and pictures (`interleaved_reason` of the released schema)."
     def __init__(self,
         rows: list[dict], # 'interleaved_reason': items {type, value, need_loss} (+ modality, prefix); 'mode' tells how given pictures are seen
         processor,
-        model=None): # encodes the pictures, once; without it they are encoded in every step
-        self.rows, self.processor, self.latents = rows, processor, None
-        pictures = {}
-        for k, row in enumerate(rows):
-            try: pictures |= self._pictures(row) if model is not None else {}
-            except ValueError as e: raise ValueError(f"row {k}: {e}") from None
-        if model is not None: self.latents = LatentCache(model, processor).fill(pictures)
-    def _pictures(self, row): # those whose latents are needed
-        if mode_of(row) not in (views := self.processor.protocol["views"]): raise ValueError(f"'mode' is {row['mode']!r}; expected one of {', '.join(views)}")
-        return {_key(i): decode_picture(i["value"]) for i in row["interleaved_reason"] if self._needs_latents(row, i)}
+        latents: LatentCache | None = None): # where the pictures are encoded, once; without it they are encoded in every step
+        self.rows, self.processor, self.latents = rows, processor, latents
+        if latents is not None: latents.fill(picture for k, row in enumerate(rows) for picture in self._pictures(k, row))
+    def _pictures(self, k, row): # those whose latents are needed
+        views = self.processor.protocol["views"]
+        if mode_of(row) not in views: raise ValueError(f"row {k}: 'mode' is {row['mode']!r}; expected one of {', '.join(views)}")
+        try: return [decode_picture(i["value"]) for i in row["interleaved_reason"] if self._needs_latents(row, i)]
+        except ValueError as e: raise ValueError(f"row {k}: {e}") from None
     def _views(self, row, item): # of a given picture
         return self.processor.protocol["views"][mode_of(row)]
     def _needs_latents(self, row, item):
@@ -221,11 +218,11 @@ class InterleavedExamples:
             prefix = item.get("prefix", "")
             return [self.processor.text(([(prefix, False)] if prefix else []) + [(item["value"], learn)])]
         picture = decode_picture(item["value"])
-        if not item.get("modality"): return [self._view(item, picture, v) for v in self._views(row, item)]
+        if not item.get("modality"): return [self._view(picture, v) for v in self._views(row, item)]
         m = modality(item["modality"], self.processor.protocol)
-        return ([self._view(item, picture, "noised")] if learn else []) + self.processor.picture(m.shown_picture(picture), m.views)
-    def _view(self, item, picture, view):
-        if self.latents and view != "vision": return self.latents.segment(_key(item), view)
+        return ([self._view(picture, "noised")] if learn else []) + self.processor.picture(m.shown_picture(picture), m.views)
+    def _view(self, picture, view):
+        if self.latents and view != "vision": return self.latents.segment(picture, view)
         return self.processor.picture(picture, (view,))[0]
 
 # %% ../../nbs/14_supervised.ipynb #9a3822d0
@@ -425,7 +422,7 @@ class StageParameters:
     def faults(self) -> list[str]:
         "What is out of its range, before anything is read."
         bad = at_least(1, self, "steps batch_size save_steps copies autoencoder_steps evaluation_scenes per_scene turns questions")
-        bad += at_least(0, self, "warmup_steps stop_after scenes seed")
+        bad += at_least(0, self, "warmup_steps stop_after scenes max_objects seed")
         if not 0 < self.learning_rate < 1: bad.append(f"'learning_rate' is {self.learning_rate}; expected more than 0 and less than 1")
         if not 0 <= self.ema_decay < 1: bad.append(f"'ema_decay' is {self.ema_decay}; expected at least 0 and less than 1")
         return bad
@@ -454,16 +451,20 @@ class SftParameters(StageParameters):
     "Parameters of `20_sft`."
     mode_weights: dict # share of each mode among the examples
     amg_weight: float # share of stage-1 examples among all
+    grounding_weight: float # share of lessons in looking among all
     per_scene: int # questions about each scene
     turns: int # questions in one conversation, in the modes that draw nothing
     copies: int # noised copies of each map in a stage-1 example
     scenes: int # of `data`; 0: all
+    max_objects: int # in the scenes of solutions and lessons; 0: any number
     questions: int # to measure on
     evaluation_scenes: int
     def faults(self) -> list[str]:
         "What is out of its range, before anything is read."
         bad = super().faults()
         if not 0 <= self.amg_weight <= 1: bad.append(f"'amg_weight' is {self.amg_weight}; expected 0 to 1")
+        if self.grounding_weight < 0 or self.amg_weight + self.grounding_weight > 1 + 1e-9:
+            bad.append(f"'grounding_weight' is {self.grounding_weight}; expected 0 to {1 - self.amg_weight:g}, what 'amg_weight' leaves")
         for mode, weight in self.mode_weights.items():
             if mode not in MODES: bad.append(f"'mode_weights' has a mode {mode!r}; expected some of {', '.join(MODES)}")
             elif isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):

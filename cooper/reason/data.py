@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['KINDS', 'FLIPPABLE', 'FLAGS', 'COUNTS', 'PRIOR_FLAG', 'MIN_VISIBLE', 'MARGIN', 'RATIO', 'WORDING', 'COLUMNS', 'PLAN',
            'PLAIN', 'SECOND', 'Question', 'name', 'referable', 'measure', 'clear', 'wants_less', 'two_way', 'subjects',
-           'counting', 'candidates', 'questions', 'place', 'chance_level', 'shown', 'chain', 'ScenePictures',
-           'scene_map', 'tools', 'solution', 'show_solution', 'check_sft', 'check_rl', 'SkipReport', 'Rows',
-           'write_sft', 'read_sft', 'rl_row', 'rl_question', 'write_rl', 'read_rl', 'split_questions', 'dialogue',
-           'sft_rows', 'vocabulary_texts']
+           'counting', 'candidates', 'questions', 'place', 'chance_level', 'shown', 'chain', 'described', 'grounding',
+           'ScenePictures', 'scene_map', 'tools', 'solution', 'show_solution', 'check_sft', 'check_rl', 'SkipReport',
+           'Rows', 'write_sft', 'read_sft', 'rl_row', 'rl_question', 'write_rl', 'read_rl', 'split_questions',
+           'dialogue', 'sft_rows', 'lesson', 'grounding_rows', 'vocabulary_texts']
 
 # %% ../../nbs/21_reasoning_data.ipynb #1e6613e1
 from dataclasses import asdict, dataclass
@@ -16,10 +16,11 @@ from functools import cached_property
 from itertools import combinations, takewhile
 from pathlib import Path
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from ..core import decode_picture, encode_picture, read_jsonl, resolve, seed_for, write_jsonl
 from ..model.modalities import MODALITIES, MODES, DepthMap, SegmentMap, modality
-from ..perceive.scenes import CLASSES, COLOURS, FAR, NEAR, SHAPES, load_facts, load_rendered
+from ..model.processor import read_picture, tiny_protocol
+from ..perceive.scenes import CLASSES, COLOURS, FAR, NEAR, SHAPES, load_facts, load_rendered, mirrored
 
 # %% ../../nbs/21_reasoning_data.ipynb #f6933ae5
 KINDS = ("count", "relation", "depth", "distance", "size")   # the five kinds of question
@@ -220,26 +221,45 @@ def chain(q: Question, facts: dict) -> str:
     both = f"{name(a)}: {shown(q.kind, x)}{unit}, {name(b)}: {shown(q.kind, y)}{unit}"
     return f"{both}. {shown(q.kind, picked)} is {'less' if picked < other else 'more'}."
 
-# %% ../../nbs/21_reasoning_data.ipynb #fa823b53
+# %% ../../nbs/21_reasoning_data.ipynb #c0ac8415
+def described(thing: dict) -> str:
+    "An object as a lesson in looking gives it: its column, its depth and its radius."
+    return f"{name(thing)}: {shown('relation', measure('relation', thing))}, {shown('depth', measure('depth', thing))} m, {shown('size', measure('size', thing))} m"
+
+def grounding(
+    facts: dict,     # one scene
+    seed: int=0,     # the order in which objects are asked about
+) -> list:           # of lessons, each a list of (question, answer)
+    "Two lessons in looking: every object from left to right, and one question for each object that can be named."
+    rng = np.random.default_rng(seed_for("grounding", seed, facts["scene_id"]))
+    asked = referable(facts)
+    listed = sorted(facts["objects"], key=lambda o: o["pixel"][0])
+    where = [(f"Where is the {name(asked[i])}?", described(asked[i]) + ".") for i in rng.permutation(len(asked))]
+    return [[("Which objects are there?", (". ".join(map(described, listed)) or "none") + ".")]] + ([where] if where else [])
+
+# %% ../../nbs/21_reasoning_data.ipynb #7b4ef3a5
 class ScenePictures:
     "Pictures of one rendered scene by name, at any size; files are read once."
     def __init__(self,
         folder,                 # split's folder
-        facts: dict,            # row of scenes.jsonl
+        facts: dict,            # row of scenes.jsonl, or `mirrored`
         protocol: dict=None,    # near and far plane and palette of a checkpoint; those of the scenes if None
+        like=None,              # `ScenePictures` of the same scene, seen the other way round: what it has read need not be read again
     ):
-        self.folder, self.facts, self.protocol, self.kept = folder, facts, protocol, {}
+        self.folder, self.facts, self.protocol, self.like, self.kept = folder, facts, protocol, like, {}
     @cached_property
     def rendered(self):
         "All pictures of the scene as they lie on disk, see `load_rendered`."
-        return load_rendered(self.folder, self.facts)
+        return self.like.rendered if self.like else load_rendered(self.folder, self.facts)
     def __call__(self, kind: str, size: int=64) -> Image.Image: # 'rgb' or a modality's name
         if (kind, size) not in self.kept: self.kept[kind, size] = self._read(kind, size)
         return self.kept[kind, size]
     def _read(self, kind, size):
-        if kind == "rgb": return self.rendered.rgb.resize((size, size), Image.BICUBIC)
-        m = modality(kind, self.protocol)
-        return m.to_picture(scene_map(self.rendered, m)).resize((size, size), Image.NEAREST)
+        if kind == "rgb": picture = read_picture(resolve(self.folder)/self.facts["image"]).resize((size, size), Image.BICUBIC) # without its maps
+        else:
+            m = modality(kind, self.protocol)
+            picture = m.to_picture(scene_map(self.rendered, m)).resize((size, size), Image.NEAREST)
+        return ImageOps.mirror(picture) if self.facts.get("mirrored") else picture # once it is small, as stage 1 does: the same picture
 
 def scene_map(
     rendered,    # see `load_rendered`
@@ -252,13 +272,13 @@ def scene_map(
     if missing := [n for n in CLASSES if n not in palette]: raise ValueError(f"the protocol's palette lacks {', '.join(missing)}; the scenes show {', '.join(CLASSES)}")
     return SegmentMap(np.array([list(palette).index(n) for n in CLASSES])[rendered.classes], palette)
 
-# %% ../../nbs/21_reasoning_data.ipynb #c413c498
+# %% ../../nbs/21_reasoning_data.ipynb #96309f0d
 def _text(value, learn=False, **extra): return dict(type="text", value=value, need_loss="true" if learn else "false", **extra)
 def _picture(value, **extra): return dict(type="image", value=value, need_loss="true" if extra else "false", **extra)
 def _answer(q): return f"<answer>\\boxed{{{q.answer}}}</answer>"
 def _think(thought, then): return _text(f"<think>{thought}</think>\n{then}", learn=True)
 
-# %% ../../nbs/21_reasoning_data.ipynb #51932cad
+# %% ../../nbs/21_reasoning_data.ipynb #f8615eda
 PLAN = {"count": "To count, I segment the objects.", "relation": "To compare places, I segment the objects.",
     "depth": "To compare depths, I need metres.", "distance": "To compare distances, I need metres.", "size": "To compare sizes, I need metres."}
 PLAIN, SECOND = "The picture is enough.", "Segments show where each object ends."   # no tool at all; a second tool
@@ -276,7 +296,7 @@ def tools(
               ("depth", "segmentation") if q.kind in ("distance", "size") and u < both_tools else ("depth",))
     return tuple(takewhile(lambda name: name in (MODALITIES if modalities is None else modalities), wanted))
 
-# %% ../../nbs/21_reasoning_data.ipynb #96309f0d
+# %% ../../nbs/21_reasoning_data.ipynb #22290175
 def _cooperate(q, facts, draw, protocol, **options):
     "Turns of a cooperative solution: why, which map, the map, the reflection text, ..., the numbers, the answer."
     used = tools(q, modalities=protocol.get("modalities"), **options)
@@ -286,14 +306,14 @@ def _cooperate(q, facts, draw, protocol, **options):
         turns += [_think(thought, modality(kind, protocol).request), draw(kind), _text(protocol.get("reflection", ""))]
     return turns + [_think(chain(q, facts), _answer(q))]
 
-# %% ../../nbs/21_reasoning_data.ipynb #f8615eda
+# %% ../../nbs/21_reasoning_data.ipynb #962265a8
 def _perceive(q, draw, protocol):
     "Turns of a perceive-first solution: every request given, every map drawn, the answer after a given `<answer>`."
     prefix = protocol.get("prefix", {}).get("perceive", "<answer>")
     turns = [item for kind in protocol.get("modalities", MODALITIES) for item in (_text(modality(kind, protocol).request), draw(kind))]
     return turns + [_text(_answer(q).removeprefix(prefix), learn=True, prefix=prefix)]
 
-# %% ../../nbs/21_reasoning_data.ipynb #22290175
+# %% ../../nbs/21_reasoning_data.ipynb #5f2ea166
 def solution(
     q: Question,
     facts: dict,              # the scene it was asked about
@@ -313,7 +333,7 @@ def solution(
     system = protocol.get("system", {}).get(mode)
     return [*([_text(system)] if system else []), _picture(encode(pictures("rgb", size))), _text(q.question), *turns]
 
-# %% ../../nbs/21_reasoning_data.ipynb #962265a8
+# %% ../../nbs/21_reasoning_data.ipynb #0d3786bd
 def show_solution(items: list) -> str:
     "HTML of an `interleaved_reason` list: pictures in place, learned parts bold, given parts grey."
     import html
@@ -325,7 +345,7 @@ def show_solution(items: list) -> str:
         return f'<div style="padding:1px 6px;margin:2px;{style}">{body}</div>'
     return f'<div style="display:inline-block;vertical-align:top;max-width:21em;margin-right:1em">{"".join(map(cell, items))}</div>'
 
-# %% ../../nbs/21_reasoning_data.ipynb #19e4a872
+# %% ../../nbs/21_reasoning_data.ipynb #0c8936c2
 def _field(row, field, kind=str, place=""):
     "The value of a field, or a ValueError that says what was expected."
     expected = {str: "a string", list: "a list", dict: "an object", (int, float): "a number"}[kind]
@@ -339,7 +359,7 @@ def _one_of(row, field, allowed, place=""):
     if _field(row, field, place=place) not in allowed:
         raise ValueError(f"{place}'{field}' is {row[field]!r:.60}; expected one of {', '.join(allowed)}")
 
-# %% ../../nbs/21_reasoning_data.ipynb #6a366e15
+# %% ../../nbs/21_reasoning_data.ipynb #01d4724a
 def check_sft(row: dict):
     "ValueError unless the row is one of the released SFT schema (with our two additions)."
     items = _field(row, "interleaved_reason", list)
@@ -364,7 +384,7 @@ def _check_picture(item, place):
     try: decode_picture(item["value"])
     except ValueError as e: raise ValueError(f"{place}'value' {e}; expected a picture in base64") from None
 
-# %% ../../nbs/21_reasoning_data.ipynb #0c8936c2
+# %% ../../nbs/21_reasoning_data.ipynb #863f242a
 def _check_image(image, folder):
     try:
         with Image.open(Path(folder)/image) as picture: picture.load() # a file that is cut off opens well
@@ -384,7 +404,7 @@ def check_rl(
         if field in row: _field(row, field, kind)
     if images is not None: _check_image(row["image"], images)
 
-# %% ../../nbs/21_reasoning_data.ipynb #d319379f
+# %% ../../nbs/21_reasoning_data.ipynb #1da0d27c
 class SkipReport(list):
     "What was skipped, one message a row, each with file, line and field."
     def __init__(self, path, kept=0): super().__init__(); self.path, self.kept = path, kept
@@ -394,7 +414,7 @@ class Rows(list):
     "Checked rows of a file; `skipped` tells which were left out."
     def __init__(self, rows, skipped): super().__init__(rows); self.skipped = skipped
 
-# %% ../../nbs/21_reasoning_data.ipynb #863f242a
+# %% ../../nbs/21_reasoning_data.ipynb #c7d29647
 def _read(path, check, on_bad="raise", limit=None):
     "Rows of a JSONL file, all checked, with the report of those left out."
     bad = SkipReport(resolve(path))
@@ -403,7 +423,7 @@ def _read(path, check, on_bad="raise", limit=None):
     if not rows: raise ValueError(f"{bad.path}: no row read from it; expected at least one" + (f"; the first of {len(bad)} left out: {bad[0]}" if bad else ""))
     return Rows(rows, bad)
 
-# %% ../../nbs/21_reasoning_data.ipynb #8f58a5d8
+# %% ../../nbs/21_reasoning_data.ipynb #8330277a
 def write_sft(
     path,        # file; relative to the repository
     rows,        # dicts with 'interleaved_reason'; any further fields are kept
@@ -424,7 +444,7 @@ def read_sft(
     "Supervised rows, each checked. ValueError names file, line, field and what was expected."
     return _read(path, check_sft, on_bad, limit)
 
-# %% ../../nbs/21_reasoning_data.ipynb #c7d29647
+# %% ../../nbs/21_reasoning_data.ipynb #7a1b09fb
 def rl_row(q: Question) -> dict:
     "A question as a row of the released RL schema, with kind, choices, chance, polarity, objects and scene_id added."
     return asdict(q) | dict(choices=list(q.choices), objects=list(q.objects), scene_id=q.data_id.rsplit("-", 2)[0])
@@ -434,7 +454,7 @@ def rl_question(row: dict) -> Question:
     known = dict(kind="", chance=0., choices=(), objects=(), flag="boundary", polarity="plain") | row
     return Question(**{f: tuple(known[f]) if f in ("choices", "objects") else known[f] for f in Question.__dataclass_fields__})
 
-# %% ../../nbs/21_reasoning_data.ipynb #8330277a
+# %% ../../nbs/21_reasoning_data.ipynb #686ea3ee
 def write_rl(path, questions: list) -> Path:
     "Write questions as RL rows; the file appears whole or not at all."
     return write_jsonl(resolve(path), map(rl_row, questions))
@@ -450,22 +470,26 @@ def read_rl(
     for row in rows: row.setdefault("flag", "boundary")
     return rows
 
-# %% ../../nbs/21_reasoning_data.ipynb #d079c8d7
+# %% ../../nbs/21_reasoning_data.ipynb #c655f224
 def split_questions(
     folder,              # of a rendered split, with scenes.jsonl
     seed: int=0,
     per_scene: int=5,    # questions a scene, at most
     scenes: int=None,    # the first so many scenes; all if None
     pictures: bool=False,   # is every scene's picture to be looked at?
+    mirror: bool=False,     # every scene once more, left and right exchanged
+    max_objects: int=0,     # only scenes with at most so many objects; 0: all
     **options,           # of `questions`: kinds, polarity
 ) -> list:               # of (facts, its questions)
     "Questions about every scene of a split, scene by scene. ValueError for a split without scenes and, with `pictures`, for a picture that cannot be read."
     path, known = resolve(folder)/"scenes.jsonl", load_facts(folder, scenes)
-    if not known: raise ValueError(f"{path}: no scene read from it; expected at least one")
+    if max_objects: known = [facts for facts in known if len(facts["objects"]) <= max_objects]
+    if not known: raise ValueError(f"{path}: no scene {f'of at most {max_objects} objects ' if max_objects else ''}read from it; expected at least one")
     for facts in known if pictures else ():
         try: _check_image(facts["image"], path.parent)
         except ValueError as e: raise ValueError(f"{path}: scene {facts['scene_id']!r}: {e}") from None
-    return [(facts, questions(facts, seed, per_scene, **options)) for facts in known]
+    seen = [f for facts in known for f in ([facts, mirrored(facts)] if mirror else [facts])]
+    return [(facts, questions(facts, seed, per_scene, **options)) for facts in seen]
 
 def dialogue(
     solutions: list,   # of `solution`: several questions about one picture, in one mode that draws nothing
@@ -480,12 +504,15 @@ def sft_rows(
     protocol: dict=None,     # of the checkpoint to be trained
     size: int=64,            # pixels a side
     turns: int=1,            # questions in one conversation, in the modes that draw nothing
+    mirror: bool=False,      # every scene once more, left and right exchanged, with questions of its own
+    max_objects: int=0,      # as for `split_questions`
     **options,               # of `solution`: encode, no_tool, both_tools
 ):                           # yields {'interleaved_reason', 'mode', 'kind', 'data_id'}; kind and data_id are those of the first question
     "Supervised rows of a split, one after the other: a thousand scenes need no memory for their pictures."
     if turns < 1: raise ValueError(f"turns is {turns}; expected at least 1 question in a conversation")
-    for facts, asked in split_questions(folder, seed, per_scene, scenes):
-        pictures = ScenePictures(folder, facts, protocol)
+    pictures = None
+    for facts, asked in split_questions(folder, seed, per_scene, scenes, mirror=mirror, max_objects=max_objects):
+        pictures = ScenePictures(folder, facts, protocol, like=pictures if facts.get("mirrored") else None)
         work = lambda q, mode: solution(q, facts, mode, pictures, protocol, size, seed=seed, **options)
         for n, q in enumerate(asked):
             for mode in modes:
@@ -494,7 +521,34 @@ def sft_rows(
                 items = dialogue([work(other, mode) for other in asked[n:n + several]])
                 yield dict(interleaved_reason=items, mode=mode, kind=q.kind, data_id=q.data_id)
 
-# %% ../../nbs/21_reasoning_data.ipynb #89170154
+# %% ../../nbs/21_reasoning_data.ipynb #1ad8b733
+def lesson(
+    said: list,              # of (question, answer), see `grounding`
+    pictures,                # see `solution`
+    protocol: dict=None,     # see `solution`
+    size: int=64,            # pixels a side
+    encode=encode_picture,   # see `solution`
+) -> list:                   # one `interleaved_reason`: the picture, then question and answer, question and answer
+    "A lesson in looking as a conversation about one picture."
+    system = (protocol or {}).get("system", {}).get("direct")
+    turns = [item for question, answer in said for item in (_text(question), _text(answer, learn=True))]
+    return [*([_text(system)] if system else []), _picture(encode(pictures("rgb", size))), *turns]
+
+def grounding_rows(
+    folder, seed: int=0, scenes: int=None,   # as for `split_questions`
+    protocol: dict=None,     # of the checkpoint to be trained
+    size: int=64,            # pixels a side
+    mirror: bool=False,      # every scene once more, left and right exchanged
+    max_objects: int=0,      # as for `split_questions`
+    encode=encode_picture,   # see `solution`
+):                           # yields rows as `sft_rows` does, of kind 'grounding'
+    "Lessons in looking about every scene of a split."
+    for facts, _ in split_questions(folder, seed, 1, scenes, mirror=mirror, max_objects=max_objects):
+        pictures = ScenePictures(folder, facts, protocol)
+        for n, said in enumerate(grounding(facts, seed)):
+            yield dict(interleaved_reason=lesson(said, pictures, protocol, size, encode), mode="direct", kind="grounding", data_id=f"{facts['scene_id']}-grounding-{n}")
+
+# %% ../../nbs/21_reasoning_data.ipynb #f8945b85
 def vocabulary_texts(
     folder,                # of a rendered split
     protocol: dict=None,   # its system texts and reflection are words too; the small world's own if None
@@ -503,8 +557,9 @@ def vocabulary_texts(
     per_scene: int=5,
 ) -> list:                 # of str, in a fixed order
     "Texts for `train_tokenizer`: all that a model of this world reads and writes, without its pictures."
-    if protocol is None:
-        from cooper.model.processor import tiny_protocol
-        protocol = tiny_protocol(NEAR, FAR, CLASSES)
-    return [i["value"] for facts, asked in split_questions(folder, seed, per_scene, scenes) for q in asked for mode in MODES
-            for i in solution(q, facts, mode, lambda *_: None, protocol, encode=lambda p: None, seed=seed) if i["type"] == "text"]
+    protocol = protocol or tiny_protocol(NEAR, FAR, CLASSES)
+    scenes, no_picture = split_questions(folder, seed, per_scene, scenes), lambda *_: None
+    solved = [i for facts, asked in scenes for q in asked for mode in MODES
+              for i in solution(q, facts, mode, no_picture, protocol, encode=no_picture, seed=seed)]
+    looked = [i for facts, _ in scenes for said in grounding(facts, seed) for i in lesson(said, no_picture, protocol, encode=no_picture)]
+    return [i["value"] for i in (*solved, *looked) if i["type"] == "text"]
