@@ -1,5 +1,5 @@
 """Law 4: a request's result does not depend on its company. Mixes of modes, sizes, groups, orders and batch sizes, with and without guidance."""
-import copy
+import copy, re
 
 import numpy as np
 import pytest
@@ -96,7 +96,8 @@ def test_settings_of_the_sampler_that_cannot_be_are_named(tiny, options, message
 
 
 def test_questions_that_cannot_be_are_named(tiny):
-    with pytest.raises(ValueError, match="question is None; expected words"): tiny.ask(ROOMS[0], None)
+    for nothing in (None, "", " \n"):
+        with pytest.raises(ValueError, match=f"question is {re.escape(repr(nothing))}; expected words"): tiny.ask(ROOMS[0], nothing)
     for mode in ("perceive", "cooperate"):
         with pytest.raises(ValueError, match=f"mode {mode} draws maps of a picture and there is none"): tiny.ask([], QUESTIONS[0], mode)
     assert tiny.ask([], QUESTIONS[0], "direct", max_new_tokens=3).tokens

@@ -222,7 +222,7 @@ class Engine:
 
     def request(self, picture, question: str, mode: str = "cooperate", seed: tuple = (0,)) -> Request:
         "A request from a picture (or several) and a question."
-        if not isinstance(question, str): raise ValueError(f"request: question is {question!r}; expected words")
+        if not isinstance(question, str) or not question.strip(): raise ValueError(f"request: question is {question!r}; expected words")
         pictures = [read_picture(p) for p in (picture if isinstance(picture, (list, tuple)) else [picture])]
         if not pictures and mode in ("perceive", "cooperate"): raise ValueError(f"request: mode {mode} draws maps of a picture and there is none; expected at least one")
         return Request(self.processor.prompt(mode, pictures, question), mode, question, pictures, tuple(seed), opening=self.protocol["opening"].get(mode, ""),
