@@ -6,7 +6,7 @@ from PIL import Image
 from cooper.core import decode_picture, encode_picture, resolve, write_jsonl
 from cooper.model.modalities import MODES, modality
 from cooper.perceive.scenes import CLASSES, Camera, load_facts, mirrored
-from cooper.reason.data import (FLAGS, FLIPPABLE, KINDS, MARGIN, Question, RATIO, ScenePictures, chain, chance_level, check_sft, grounding, grounding_rows, measure, name,
+from cooper.reason.data import (FLAGS, FLIPPABLE, KINDS, MARGIN, Question, RATIO, ScenePictures, chain, chance_level, check_sft, comparing, comparing_rows, grounding, grounding_rows, measure, name,
     questions, read_rl, read_sft, referable, rl_question, sft_rows, solution, split_questions, tools, vocabulary_texts, write_rl, write_sft)
 
 def some_room(seed):
@@ -291,6 +291,26 @@ def test_lessons_of_scenes_with_few_objects():
     rows = list(grounding_rows(folder, protocol=PROTOCOL, max_objects=2))
     assert sorted({r["data_id"].rsplit("-", 2)[0] for r in rows}) == sorted(few)
     for r in rows: check_sft(r)
+
+def test_lessons_in_looking_come_beside_a_map_too():
+    folder = resolve("data/scenes")/"test"
+    rows = list(grounding_rows(folder, protocol=PROTOCOL))
+    maps = {mode: [[i.get("modality") for i in r["interleaved_reason"] if i["type"] == "image"] for r in rows if r["mode"] == mode] for mode in MODES}
+    assert not maps["perceive"] and all(m == [None] for mode in ("direct", "reason") for m in maps[mode])
+    assert {m[1] for m in maps["cooperate"]} == {"depth", "segmentation"} and all(len(m) == 2 and m[0] is None for m in maps["cooperate"])
+    assert all(i["need_loss"] == "false" for r in rows for i in r["interleaved_reason"] if i["type"] == "image"), "maps are given, not learned"
+    assert [r["mode"] for r in rows] == [r["mode"] for r in grounding_rows(folder, protocol=PROTOCOL)]
+
+def test_lessons_in_comparing_are_the_chains_with_their_numbers_given():
+    for facts in ROOMS[:20]:
+        for q in questions(facts, 0, 10):
+            asked, told = comparing(q, facts)
+            assert asked["value"] == q.question and asked["need_loss"] == "false"
+            assert told["prefix"] + told["value"] == f"<think>{chain(q, facts)}</think>\n<answer>\\boxed{{{q.answer}}}</answer>"
+            if q.kind != "count": assert told["prefix"].count(":") == 2 and not any(o in told["value"].split("</think>")[0] for o in q.choices), "numbers are given, the name is not"
+    rows = list(comparing_rows(resolve("data/scenes")/"test", scenes=6, per_scene=4, protocol=PROTOCOL))
+    for r in rows: check_sft(r)
+    assert all(i["type"] == "text" for r in rows for i in r["interleaved_reason"]) and len(rows) == len({r["data_id"] for r in rows})
 
 def test_texts_for_a_tokenizer():
     texts = vocabulary_texts(resolve("data/scenes")/"test", scenes=5)

@@ -452,6 +452,7 @@ class SftParameters(StageParameters):
     mode_weights: dict # share of each mode among the examples
     amg_weight: float # share of stage-1 examples among all
     grounding_weight: float # share of lessons in looking among all
+    comparing_weight: float # share of lessons in comparing among all
     per_scene: int # questions about each scene
     turns: int # questions in one conversation, in the modes that draw nothing
     copies: int # noised copies of each map in a stage-1 example
@@ -462,9 +463,11 @@ class SftParameters(StageParameters):
     def faults(self) -> list[str]:
         "What is out of its range, before anything is read."
         bad = super().faults()
-        if not 0 <= self.amg_weight <= 1: bad.append(f"'amg_weight' is {self.amg_weight}; expected 0 to 1")
-        if self.grounding_weight < 0 or self.amg_weight + self.grounding_weight > 1 + 1e-9:
-            bad.append(f"'grounding_weight' is {self.grounding_weight}; expected 0 to {1 - self.amg_weight:g}, what 'amg_weight' leaves")
+        left = 1.
+        for name in ("amg_weight", "grounding_weight", "comparing_weight"): # what is left is for solutions
+            share = getattr(self, name)
+            if not 0 <= share <= left + 1e-9: bad.append(f"'{name}' is {share}; expected 0 to {left:g}" + (", what the others leave" if left < 1 else ""))
+            else: left = max(left - share, 0.)
         for mode, weight in self.mode_weights.items():
             if mode not in MODES: bad.append(f"'mode_weights' has a mode {mode!r}; expected some of {', '.join(MODES)}")
             elif isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):

@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'FLIPPABLE', 'FLAGS', 'COUNTS', 'PRIOR_FLAG', 'MIN_VISIBLE',
            'counting', 'candidates', 'questions', 'place', 'chance_level', 'shown', 'chain', 'described', 'grounding',
            'ScenePictures', 'scene_map', 'tools', 'solution', 'show_solution', 'check_sft', 'check_rl', 'SkipReport',
            'Rows', 'write_sft', 'read_sft', 'rl_row', 'rl_question', 'write_rl', 'read_rl', 'split_questions',
-           'dialogue', 'sft_rows', 'lesson', 'grounding_rows', 'vocabulary_texts']
+           'dialogue', 'sft_rows', 'lesson', 'grounding_rows', 'comparing', 'comparing_rows', 'vocabulary_texts']
 
 # %% ../../nbs/21_reasoning_data.ipynb #1e6613e1
 from dataclasses import asdict, dataclass
@@ -528,11 +528,15 @@ def lesson(
     protocol: dict=None,     # see `solution`
     size: int=64,            # pixels a side
     encode=encode_picture,   # see `solution`
+    mode: str="direct",      # whose system text and views it has
+    drawn: str=None,         # name of a modality: its true map is there already
 ) -> list:                   # one `interleaved_reason`: the picture, then question and answer, question and answer
     "A lesson in looking as a conversation about one picture."
-    system = (protocol or {}).get("system", {}).get("direct")
+    protocol = protocol or {}
+    system = protocol.get("system", {}).get(mode)
+    before = [_text(modality(drawn, protocol).request), _picture(encode(pictures(drawn, size))) | {"modality": drawn}, _text(protocol.get("reflection", ""))] if drawn else []
     turns = [item for question, answer in said for item in (_text(question), _text(answer, learn=True))]
-    return [*([_text(system)] if system else []), _picture(encode(pictures("rgb", size))), *turns]
+    return [*([_text(system)] if system else []), _picture(encode(pictures("rgb", size))), *before, *turns]
 
 def grounding_rows(
     folder, seed: int=0, scenes: int=None,   # as for `split_questions`
@@ -542,13 +546,38 @@ def grounding_rows(
     max_objects: int=0,      # as for `split_questions`
     encode=encode_picture,   # see `solution`
 ):                           # yields rows as `sft_rows` does, of kind 'grounding'
-    "Lessons in looking about every scene of a split."
+    "Lessons in looking about every scene of a split; the mode of each is drawn by the seed."
+    kinds = tuple((protocol or {}).get("modalities", MODALITIES))
     for facts, _ in split_questions(folder, seed, 1, scenes, mirror=mirror, max_objects=max_objects):
-        pictures = ScenePictures(folder, facts, protocol)
+        pictures, rng = ScenePictures(folder, facts, protocol), np.random.default_rng(seed_for("lesson", seed, facts["scene_id"]))
         for n, said in enumerate(grounding(facts, seed)):
-            yield dict(interleaved_reason=lesson(said, pictures, protocol, size, encode), mode="direct", kind="grounding", data_id=f"{facts['scene_id']}-grounding-{n}")
+            mode, drawn = str(rng.choice(["direct", "reason", "cooperate"])), str(rng.choice(kinds)) if kinds else None
+            items = lesson(said, pictures, protocol, size, encode, mode, drawn if mode == "cooperate" else None)
+            yield dict(interleaved_reason=items, mode=mode, kind="grounding", data_id=f"{facts['scene_id']}-grounding-{n}")
 
 # %% ../../nbs/21_reasoning_data.ipynb #f8945b85
+def comparing(
+    q: Question,
+    facts: dict,             # the scene it was asked about
+) -> list:                   # items of an `interleaved_reason`: the question; the numbers given, the conclusion learned
+    "A question whose numbers are known already."
+    seen, found = chain(q, facts).split(". ", 1)
+    return [_text(q.question), _text(f"{found}</think>\n{_answer(q)}", learn=True, prefix=f"<think>{seen}. ")]
+
+def comparing_rows(
+    folder, seed: int=0, per_scene: int=5, scenes: int=None,   # as for `split_questions`
+    protocol: dict=None,     # of the checkpoint to be trained
+    mirror: bool=False,      # every scene once more, left and right exchanged
+    max_objects: int=0,      # as for `split_questions`
+):                           # yields rows as `sft_rows` does, of kind 'comparing' and without pictures
+    "Lessons in comparing: one conversation for every scene of a split."
+    system = (protocol or {}).get("system", {}).get("reason")
+    for facts, asked in split_questions(folder, seed, per_scene, scenes, mirror=mirror, max_objects=max_objects):
+        if not asked: continue # an empty room asks nothing
+        items = [*([_text(system)] if system else []), *(item for q in asked for item in comparing(q, facts))]
+        yield dict(interleaved_reason=items, mode="reason", kind="comparing", data_id=f"{facts['scene_id']}-comparing")
+
+# %% ../../nbs/21_reasoning_data.ipynb #5d1c1528
 def vocabulary_texts(
     folder,                # of a rendered split
     protocol: dict=None,   # its system texts and reflection are words too; the small world's own if None
