@@ -446,7 +446,7 @@ def _contents(notebooks) -> str: # the table of what was run
 
 # %% ../../nbs/63_report.ipynb #2c19d48a
 def _percent(e, digits=0): return f"{100 * e['value']:.{digits}f}"
-def _interval(e, scale=1, digits=3): return f"[{scale * e['low']:.{digits}f}, {scale * e['high']:.{digits}f}]"
+def _interval(e, scale=1, digits=3): return f"95 % interval {scale * e['low']:.{digits}f} to {scale * e['high']:.{digits}f}"
 
 def _tile(number, text) -> str: return f"<div class='tile'><b>{html.escape(number)}</b><span>{html.escape(text)}</span></div>"
 
@@ -456,17 +456,17 @@ def _answer_tiles(rows): # one for each mode: all kinds, first checkpoint to las
         mine = [r for r in rows if r["mode"] == mode]
         number = " → ".join(_percent(r["accuracy"]) for r in (mine[0], mine[-1])[-len(mine):]) # before → after, where there are two checkpoints
         r, guess = mine[-1], 100 * max(mine[-1]["chance"], mine[-1]["constant"])
-        yield _tile(number + " %", f"right in mode {mode} {_interval(r['accuracy'], 100, 0)}, n={r['n']}; best blind guess {guess:.0f} %")
+        yield _tile(number + " %", f"right in mode {mode}; {_interval(r['accuracy'], 100, 0)}, n = {r['n']}; best blind guess {guess:.0f} %")
 
 # %% ../../nbs/63_report.ipynb #4492035e
 def _drawing_tiles(table):
     rows, last = {r["measure"]: r for r in table["rows"]}, [k for k in table["columns"] if k.startswith("drawn")][-1]
     if "AbsRel" in rows:
         e, blind = rows["AbsRel"][last], rows["AbsRel"]["baseline"]
-        yield _tile(f"{e['value']:.3f}", f"AbsRel of drawn depth {_interval(e)}, {rows['AbsRel']['n']} scenes; never looking: {blind['value']:.3f}")
+        yield _tile(f"{e['value']:.3f}", f"AbsRel of drawn depth; {_interval(e)}, {rows['AbsRel']['n']} scenes; never looking: {blind['value']:.3f}")
     if "mIoU" in rows:
         e = rows["mIoU"][last]
-        yield _tile(f"{_percent(e)} %", f"mIoU of drawn classes {_interval(e, 100, 0)}, {rows['mIoU']['n']} scenes")
+        yield _tile(f"{_percent(e)} %", f"mIoU of drawn classes; {_interval(e, 100, 0)}, {rows['mIoU']['n']} scenes")
 
 def glance(folder) -> str:
     "The newest results below a folder as a row of large numbers, HTML; '' if there are none."
