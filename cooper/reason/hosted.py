@@ -527,10 +527,11 @@ class Rehearsal:
     def __exit__(self, *_): self.server.shutdown(); self.server.server_close()
     @property
     def url(self) -> str: return f"http://127.0.0.1:{self.server.server_address[1]}{self.path}"
-    def completion(self, body) -> dict: # a whole answer; a token is four letters
+    def completion(self, body) -> dict: # a whole answer; a token is four letters, a picture a thousand tokens
         said = self.answer(body)
         if isinstance(said, dict): return said
-        n_in, n_out = len(json.dumps(body["messages"]))//4, -(-len(said)//4)
+        words, pictures = re.subn(r"data:image/[^\"]*", "", json.dumps(body["messages"]))
+        n_in, n_out = len(words)//4 + 1000*pictures, -(-len(said)//4)
         return dict(id="rehearsal", object="chat.completion", model=body["model"], usage=dict(prompt_tokens=n_in, completion_tokens=n_out),
                     choices=[dict(index=0, finish_reason="stop", message=dict(role="assistant", content=said))])
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 import ast, json, re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from ..core import NotBuilt
+from ..core import NotBuilt, at_least, seed_for
 from ..model.traces import after_thoughts
 from .answers import extract, same
 from .data import Question, place, questions
-from .hosted import Chat, Reply, assistant, system, user
+from .hosted import Chat, Endpoint, Hosted, Plan, Reply, assistant, open_model, system, user
 
 # %% auto #0
 __all__ = ['CLEVR_ANSWER', 'DESCRIBE_SYSTEM', 'DESCRIBE', 'DESCRIBE_BATCH', 'LETTERS', 'CVBENCH_ZERO', 'SAT_ZERO', 'GRAPH_SYSTEM',
@@ -20,7 +20,7 @@ __all__ = ['CLEVR_ANSWER', 'DESCRIBE_SYSTEM', 'DESCRIBE', 'DESCRIBE_BATCH', 'LET
            'ABSENT', 'SEEN', 'PUBLISHED', 'PUBLISHED_CLEVR', 'PUBLISHED_SAT', 'TINTS', 'Item', 'filled', 'blocks',
            'Call', 'Variant', 'variant', 'Graph', 'parse_graph', 'published_graph', 'parse_flow', 'Shot', 'scene_graph',
            'item_of', 'scene_shots', 'messages', 'Outcome', 'answer_items', 'score', 'records_of', 'study',
-           'graph_counts', 'study_figure']
+           'graph_counts', 'study_plan', 'rule_reader', 'StudyParameters', 'study_models', 'study_figure']
 
 # %% ../../nbs/24_prompting.ipynb #4a0336f4
 @dataclass(frozen=True)
@@ -397,7 +397,7 @@ def answer_items(
     v: Variant,
     seen: str="picture", # one of SEEN
     shots=(), # of Shot, for few-shot prompts
-    batch: dict|None=None, # options of `Hosted.batch`; None: ask at once
+    batch: dict|None=None, # options of `Hosted.batch`; None, or a model without one: ask at once
     max_tokens: int=1024, temperature: float=0., sample: int=0,
     show: bool=True,
 ) -> list: # of Outcome, in order
@@ -407,7 +407,7 @@ def answer_items(
     for call in v.calls:
         on = [o for o in outcomes if not o.error and (not call.frames or len(o.item.pictures) == call.frames)]
         chats = [Chat(messages(v, call, o.item, o.values, seen, shots, o.turns), max_tokens, temperature, sample) for o in on]
-        replies = asker.ask(chats, show=show) if batch is None else asker.batch(chats, show=show, **batch)
+        replies = asker.ask(chats, show=show) if batch is None or not hasattr(asker, "batch") else asker.batch(chats, show=show, **batch)
         for o, chat, reply in zip(on, chats, replies):
             o.replies.append(reply)
             if reply.text is None: continue
@@ -465,6 +465,118 @@ def graph_counts(records: list) -> list: # of dict: a row for each model and pro
     return rows
 
 # %% ../../nbs/24_prompting.ipynb #4fdfcb25
+class _Dry: # stands where a model would, and notes what it is asked
+    def __init__(self, asker): self.asker, self.name, self.chats = asker, asker.name, []
+    def ask(self, chats, show=True):
+        self.chats += chats
+        return [self.asker._find(self.asker.key(c)) or Reply(json.dumps({"objects": ["x"*2*c.max_tokens]})) for c in chats] # a graph of two bytes a token
+
+def study_plan(
+    askers: list, variants: list, bench, words=lambda q: "", seen: tuple=SEEN, shots=(), batch: bool=False, **options, # as of `study`
+) -> list: # of Plan, one for each model
+    "What a study would send, and what that may cost. Sends nothing."
+    plans = []
+    for model in askers:
+        dry = _Dry(model)
+        study([dry], variants, bench, words, seen, shots, **options)
+        plans.append(model.plan(dry.chats, batch))
+    return plans
+
+# %% ../../nbs/24_prompting.ipynb #90dd4afd
+_WORDS = re.compile(r"(left to right|front to back): (.+)", re.I)
+
+def _read_orders(text): # 'left to right' -> phrases in order, as far as a text tells them
+    strip = lambda phrase: re.sub(r"^\d+: |\(.*?\)|[.:]$", "", phrase.strip()).strip()
+    return {axis.lower(): [strip(p) for p in re.split(r"; | and ", line)] for axis, line in _WORDS.findall(text)}
+
+def _rank(phrases, called): # place of 'red cube' in ['large red rubber cube', ...], or None
+    found = [i for i, p in enumerate(phrases) if set(called.split()) <= set(p.split())]
+    return found[0] if len(found) == 1 else None
+
+def _read_two(axis, question, orders): # the two names of a question with their places
+    a, b = re.search(r"(?:Is the |the )([\w ]+?)(?: left or right of the | or the )([\w ]+)\?", question).groups()
+    return a, b, _rank(orders.get(axis, []), a), _rank(orders.get(axis, []), b)
+
+# %% ../../nbs/24_prompting.ipynb #582574d4
+def _read_answer(question, text): # the answer that the words give, or None
+    orders = _read_orders(text)
+    things = orders.get("left to right", [])
+    if m := re.match(r"How many (.+) are there", question):
+        what = set(m[1].split()) - {"objects"} # 'cubes', 'red objects'
+        return str(sum({w.removesuffix("s") for w in what} <= set(t.split()) for t in things)) if things else None
+    for pattern, axis, first in ((r"left or right", "left to right", None), (r"closer to the camera", "front to back", True), (r"farther from the camera", "front to back", False)):
+        if re.search(pattern, question):
+            a, b, i, j = _read_two(axis, question, orders)
+            return None if i is None or j is None else ("left" if i < j else "right") if first is None else a if (i < j) == first else b
+    if re.search(r"larger|smaller", question):
+        a, b, i, j = _read_two("left to right", question, orders)
+        large = {n: "large" in things[k].split() for n, k in ((a, i), (b, j)) if k is not None}
+        return None if len(set(large.values())) < 2 else next(n for n in large if large[n] == ("larger" in question))
+
+# %% ../../nbs/24_prompting.ipynb #84fd0cdf
+_ASKED = re.compile(r"(?:How many|Is the|Which is)[^?\n]*\?")
+
+def rule_reader(body: dict) -> str:
+    "A reply by rules to the body of a request, for `Rehearsal`: reads descriptions, is blind, and is no language model."
+    parts = [p for m in body["messages"] for p in ([dict(type="text", text=m["content"])] if isinstance(m["content"], str) else m["content"])]
+    text = "\n".join(p["text"] for p in parts if p["type"] == "text")
+    if re.search(r"generate a scene graph|Write a scene graph|generates scene graphs", text, re.I):
+        return "```json\n" + json.dumps({"objects": _read_orders(text).get("left to right", [])}) + "\n```"
+    asked = _ASKED.findall(text)
+    if not asked or re.search(r"^Describe ", text, re.M): return "There is a picture, but rules cannot see."
+    marks = dict(re.findall(r"\(([A-Z])\) ([^()\n]+?)(?= \(|\n|$)", text))
+    options = list(marks.values()) or ["left", "right"]
+    said = _read_answer(asked[-1], text) or options[seed_for("guess", asked[-1]) % len(options)]
+    return f"<answer>{next((m for m, c in marks.items() if c == said), said)}</answer>"
+
+# %% ../../nbs/24_prompting.ipynb #d7380bdf
+@dataclass
+class StudyParameters:
+    "Parameters of `51_prompting_study`."
+    models: list[str] # as of `open_model`; 'rehearsal': rules that read and cannot see, behind an endpoint on this machine
+    prompts: tuple[str, ...] # names of VARIANTS
+    seen: tuple[str, ...] = SEEN # some of it
+    form: str = "ordered" # of descriptions: a name of cooper.reason.descriptions.FORMS
+    data: str = "data/scenes/test" # scenes to ask about
+    examples: str = "" # other scenes, for few-shot prompts
+    questions: int = 60
+    max_tokens: int = 1024 # of a reply
+    key: str = "OPENAI_API_KEY" # name of the environment variable that holds the key
+    price: list[float] = field(default_factory=list) # US dollars per million tokens, prompt and completion
+    money: float = 0. # US dollars at most, with all that earlier runs in `out` spent; 0: no limit
+    tokens: int = 0 # likewise
+    batch: bool = False # by the batch interface, where a model has one
+    dry: bool = False # only say what would be sent
+    seed: int = 0
+    out: str = "outputs/prompting"
+    def __post_init__(self):
+        bad = at_least(1, self, "questions max_tokens") + at_least(0, self, "money tokens")
+        for what, known in (("prompts", VARIANTS), ("seen", SEEN)):
+            if not getattr(self, what): bad.append(f"'{what}' is empty; expected some of {', '.join(known)}")
+        bad += [f"'seen' has {s!r}; expected some of {', '.join(SEEN)}" for s in self.seen if s not in SEEN]
+        bad += ["'models' is empty; expected at least one"] if not self.models else []
+        if self.price and len(self.price) != 2: bad.append(f"'price' has {len(self.price)} numbers; expected two, for prompt and completion")
+        if self.money and not self.price: bad.append("'money' needs 'price', US dollars per million tokens")
+        shots = [n for n in self.prompts if variant(n).style] # also refuses names that are none
+        if shots and not self.examples: bad.append(f"'examples' is missing: {', '.join(shots)} show examples; expected a folder of other scenes")
+        if bad: raise ValueError("; ".join(bad))
+
+# %% ../../nbs/24_prompting.ipynb #06c116ef
+def study_models(p: StudyParameters, server=None) -> list: # of Asker
+    "The models of a study. `server`: a `Rehearsal`, for the model of that name."
+    folder, device = f"{p.out}/replies", "cpu"
+    if any(not m.startswith("rehearsal") and "://" not in m for m in p.models):
+        import torch
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    def model(spec):
+        if spec == "rehearsal":
+            if server is None: raise ValueError("models: 'rehearsal' needs a server; give study_models a Rehearsal that runs")
+            return Hosted(Endpoint("rules", server.url, key="", name="rehearsal", price=(0., 0.)), folder)
+        if "://" not in spec: return open_model(spec, folder, device=device)
+        return open_model(spec, folder, p.key, price=tuple(p.price) or None, tokens=p.tokens or None, money=p.money or None)
+    return [model(m) for m in p.models]
+
+# %% ../../nbs/24_prompting.ipynb #826eb6ec
 _N = dict(count=788, relation=650, depth=600, distance=600) # questions of CV-Bench
 PUBLISHED = [dict(model=m, prompt=p, count=a, relation=b, depth=c, distance=d, total=t, trusted=trusted) for m, p, a, b, c, d, t, trusted in (
     ("Qwen2.5-VL-7B", "zero-shot", 50.76, 63.23, 66.33, 64.67, 60.54, True), ("Qwen2.5-VL-7B", "scene graph", 64.21, 73.69, 66.17, 69.00, 68.08, True),
@@ -479,7 +591,7 @@ PUBLISHED_CLEVR = [dict(model=m, prompt=p, accuracy=a) for m, p, a in (("Llama-4
     ("PaliGemma 2 mix", "picture", 47.05), ("PaliGemma 2 mix", "picture + description", 48.82), ("PaliGemma 2 mix", "description, grey picture, another text", 52.25))]
 PUBLISHED_SAT = [dict(model="Llama-4-Scout", prompt=p, accuracy=a) for p, a in (("none", 69.42), ("optical flow", 70.41), ("scene graph", 74.40), ("5-shot conversation, scene graph, optical flow", 77.66))]
 
-# %% ../../nbs/24_prompting.ipynb #582574d4
+# %% ../../nbs/24_prompting.ipynb #87a01028
 TINTS = {"picture": "#4c72b0", "picture+words": "#55a868", "words": "#dd8452", "nothing": "#b0b0b0"}
 
 def study_figure(rows: list, kind: str="all"): # -> matplotlib Figure
