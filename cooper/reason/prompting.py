@@ -11,7 +11,7 @@ from ..core import NotBuilt, at_least, seed_for
 from ..model.traces import after_thoughts
 from .answers import extract, same
 from .data import Question, place, questions
-from .hosted import Chat, Endpoint, Hosted, Plan, Reply, assistant, open_model, system, user
+from .hosted import Chat, Endpoint, Hosted, Reply, assistant, open_model, system, user
 
 # %% auto #0
 __all__ = ['CLEVR_ANSWER', 'DESCRIBE_SYSTEM', 'DESCRIBE', 'DESCRIBE_BATCH', 'LETTERS', 'CVBENCH_ZERO', 'SAT_ZERO', 'GRAPH_SYSTEM',
