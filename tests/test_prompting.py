@@ -84,7 +84,7 @@ GRAPHS = { # what models write -> (how, what must be in it)
     "a draft and a better one": ('First try:\n```json\n{"objects": ["cup"]}\n```\nOn reflection:\n```json\n{"objects": ["cup", "jar"]}\n```', "json", "jar"),
     "an answer behind it": (f'```json\n{NESTED}\n```\nSo: {{"answer": "A"}}', "json", "jar"),
     "code tags": (f"<code>{NESTED}</code>", "json", "jar"),
-    "cut off": (NESTED[:-60], "cut", "cup"),
+    "cut off": (NESTED[:-60], "cut", "cup"), "cut behind a word": ('{"objects": ["cup", "jar"', "cut", "jar"), "cut in a number": ('{"objects": [{"name": "cup", "metres": 5.', "cut", "cup"),
     "triples": ('```json\n[["cup", "left of", "jar"], ["jar", "behind", "lid"]]\n```', "json", "lid"),
     "thought first": (f'<think>Maybe {{"objects": ["dog"]}}?</think>\n```json\n{NESTED}\n```', "json", "jar"),
     "one object a line": ('```\n{"object": "cup", "left_of": "jar"}\n{"object": "jar", "left_of": "lid"}\n```', "repaired", "lid"),
@@ -105,7 +105,8 @@ def test_unseen_graphs(case):
 
 
 def test_graphs_that_the_published_code_loses(): # nested JSON in prose, and a trailing comma in a fence
-    for case in ("prose around, no fence", "trailing commas, nested"): assert published_graph(GRAPHS[case][0]) == {} and parse_graph(GRAPHS[case][0]).ok
+    for text in (f"The graph is {json.dumps(OBJECTS)} and that is all.", GRAPHS["trailing commas, nested"][0]): assert published_graph(text) == {} and parse_graph(text).ok
+    assert published_graph(GRAPHS["prose around, no fence"][0]) == OBJECTS["relationships"][0] # a piece of it
 
 
 def test_strange_replies_do_not_fail():
@@ -162,7 +163,7 @@ def test_flow_notes_only_for_two_pictures(tmp_path):
     assert parse_flow("- cup: right\n- jar: still\n- lid: maybe") == {"cup": 1, "jar": 0} and parse_flow("no") == {}
 
 
-@pytest.mark.parametrize("text, right", [("<answer>B</answer>", True), ("<ANSWER>(B)</ANSWER>", True), ("<answer>B. the jar</answer>", True), ("thinking...\n**the jar**", True), ("<answer>A</answer>", False),
+@pytest.mark.parametrize("text, right", [("<answer>B</answer>", True), ("<ANSWER>(B)</ANSWER>", True), ("<answer>B. the jar</answer>", True), ("Thinking about it...\nThe answer is **the jar**.", True), ("<answer>A</answer>", False),
                                          ("<answer>C</answer>", False), ("I do not know", False), ("", False)])
 def test_scores(text, right): assert score(Outcome(Item("?", ("the cup", "the jar")), [Reply(text)]), "the jar")["correct"] == right
 

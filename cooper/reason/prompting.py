@@ -224,7 +224,7 @@ def _spans(text): # outermost {...} and [...] of a text, strings respected; the 
     return found + ([(start, len(text), stack)] if stack else [])
 
 def _closed(text): # (value, 'cut') of JSON without its end: cut back to a whole value, and closed
-    ends = [i for i, c in enumerate(text) if c in ",}]"]
+    ends = [i for i, c in enumerate(text) if c in ",}]" or c == '"' and i == len(text) - 1]
     for at in ends[:-400:-1]:
         head = text[:at + (text[at] != ",")]
         spans = _spans(head)
@@ -251,7 +251,9 @@ def _candidates(text, fenced): # (value, how, fenced) in order
     spans = _spans(text)
     read = [_loads(text[a:b]) if not still else _closed(text[a:b]) for a, b, still in spans]
     good = [(v, how) for v, how in read if isinstance(v, (dict, list))]
-    if fenced and len(good) > 1 and all(isinstance(v, dict) for v, _ in good): yield [v for v, _ in good], "repaired", fenced # one object after another, no list
+    if fenced and len(good) > 1 and all(isinstance(v, dict) and v.keys() == good[0][0].keys() for v, _ in good): # one object after another, no list
+        yield [v for v, _ in good], "repaired", fenced
+        return
     for v, how in good: yield v, how, fenced
 
 # %% ../../nbs/24_prompting.ipynb #3e7ffea3
