@@ -370,7 +370,7 @@ def released_files(folder: Path, base: Path | None = None) -> dict: # 'weights' 
     lacking = {g: names for g, names in _GROUPS.items() if not all(_has(folder, n) for n in names)}
     if base is not None and not base.is_dir(): raise ValueError(f"base {base}: there is no such folder; expected BAGEL's, with {', '.join(BASE)}")
     base = base or (find_base(folder) if lacking else None)
-    missing = [n for names in lacking.values() for n in names if not (base and _has(base, n))]
+    missing = [n for names in lacking.values() for n in names if not _has(base or folder, n)]
     if missing: raise ValueError(f"{folder}: {', '.join(missing)} missing" + (f", also in {base}" if base else ", and no folder beside it has them")
         + f"; the released layout holds {', '.join(RELEASED)}; for weights alone give BAGEL's folder as base=")
     stem = "ema" if _stem(folder, "ema") else "model"
@@ -723,7 +723,7 @@ def _released_state(model, tables): # the two weight files: name -> tensor
     if getattr(c, "position_base", 1e4) != 1e4: raise ValueError(f"export: position_base is {c.position_base}; the released layout knows 10000 only")
     sides = {TABLES[k]: getattr(c, k) for k in TABLES}
     weights = {k: v for k, v in state.items() if not k.startswith("vae.")}
-    weights |= {n: tables.get(n, sincos_2d(side, c.text_config.hidden_size)) for n, side in sides.items()}
+    weights |= {n: tables.get(n, sincos_2d(side, c.text_config.hidden_size)).clone() for n, side in sides.items()} # of one size they would be one tensor
     return weights, released_vae_names({k[4:]: v for k, v in state.items() if k.startswith("vae.")}, len(c.vae_config["block_out_channels"]))
 
 # %% ../../nbs/06_checkpoint.ipynb #1c987fe3
