@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from cooper.model import engine as engine_module
+from cooper.model import engine as engine_module, transformer as transformer_module
 from cooper.model.checkpoint import load_model
 from cooper.model.engine import Canvas, Engine, Request, Sampler, draw, nucleus, read
 from cooper.model.modalities import DepthMap, colour, decoded_picture, modality, spectral, unit_pixels
-from cooper.model.modeling import sincos_2d, timestep_features
+from cooper.model.modeling import log_probabilities, sincos_2d, timestep_features
 from cooper.model.processor import Resize, to_pixels, to_rgb
 from cooper.model.sequence import (PictureSegment, Sequence, TextSegment, attention_mask, grid_positions, pack, patchify,
                                    shift_timestep, unpatchify)
@@ -573,17 +573,22 @@ def test_cooper_loop(golden, monkeypatch, mode, prefix):
 # Scoring
 
 
-@torch.no_grad()
-def test_scores_of_generated_words(golden):
-    t, expected, p, model = golden("output_transfer"), golden.json["output_transfer"], golden.processor, golden.model
+def scored(golden):
+    "The trace of `output_transfer` as a batch."
+    t, expected, p = golden("output_transfer"), golden.json["output_transfer"], golden.processor
     names, segments, image, down = iter(("img1", "ot_img1")), [], 0, golden.config.latent_downsample
-    for i, text in enumerate(expected["texts"]):
+    for text in expected["texts"]:
         if isinstance(text, str): segments.append(p.text(text, learn=text.startswith("<think>"))); continue
         picture = golden.picture(next(names))
         H, W = p.picture(picture, ("clean",))[0].pixels.shape[1:]
         vision = PictureSegment(to_pixels(Resize(*p.vision)(picture)), "vision") # here, as in training, the reference resizes the original
         segments += [PictureSegment(None, "clean", latents=t["padded_latent"][image, :, :H // down, :W // down]), vision]; image += 1
-    batch = pack([Sequence(segments)], golden.geometry)
+    return pack([Sequence(segments)], golden.geometry)
+
+
+@torch.no_grad()
+def test_scores_of_generated_words(golden):
+    t, expected, model, batch = golden("output_transfer"), golden.json["output_transfer"], golden.model, scored(golden)
     assert len(batch) == expected["sequence_length"]
     same(batch.positions, t["packed_position_ids"], "positions")
     same(batch.ids[t["packed_text_indexes"]], t["packed_text_ids"], "ids")
@@ -594,3 +599,30 @@ def test_scores_of_generated_words(golden):
     close(logp, t["logps_next_token_repaired_mask"], "log-probabilities")
     first = t["logits_repaired_mask_first4"]
     close(model.language_model.lm_head(model.hidden(batch)[t["ce_loss_indexes"][:len(first)]]), first, "logits")
+
+
+def zipped_mask(lengths, modes, size):
+    "The mask of the reference: lengths and modes are zipped, and what has no mode gets no rows."
+    mask, at = torch.zeros(size, size, dtype=torch.bool), 0
+    for n, mode in zip(lengths, modes):
+        mask[at:at + n, :at] = True
+        mask[at:at + n, at:at + n] = torch.ones(n, n).tril().bool() if mode == "causal" else True
+        at += n
+    return mask
+
+
+@torch.no_grad()
+def test_where_the_reference_is_wrong_both_numbers_are_known(golden, monkeypatch):
+    "spec/cooper_reference.md, A1 (modes shifted) and A2 (a token scored where it is the input): its numbers come out if its mistakes are made."
+    t, expected, model, batch = golden("output_transfer"), golden.json["output_transfer"], golden.model, scored(golden)
+    places, ids, means = t["ce_loss_indexes"], t["ce_loss_text_ids"], expected["mean_logp"]
+    same(batch.ids[places], ids, "the token that is scored is the input")
+    score = lambda: log_probabilities(model.language_model.lm_head(model.hidden(batch)[places])).gather(-1, ids[:, None])[:, 0]
+    ours, paired = model.score(batch)[0], score()
+    wrong = zipped_mask(expected["split_lens"], expected["attn_modes"], len(batch))
+    same(wrong.int(), np.unpackbits(t["mask_reference_packbits"].numpy(), axis=1)[:, :len(batch)].astype(np.int32), "the reference's mask")
+    assert (~wrong.any(1)).nonzero()[0].item() < places[-1], "its last turn sees nothing"
+    monkeypatch.setattr(transformer_module, "attention_mask", lambda batch: wrong[None])
+    close(paired, t["logps_same_token_repaired_mask"], "A2 alone"); close(score(), t["logps_reference"], "A1 and A2")
+    for got, name in ((score(), "reference"), (paired, "same_token_repaired_mask"), (ours, "next_token_repaired_mask")): close(got.mean(), means[name], name)
+    assert means["reference"] < means["next_token_repaired_mask"] - 0.1, "these are not the same numbers"

@@ -6,10 +6,11 @@
 from __future__ import annotations
 import hashlib, math, numbers, time
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 import torch
 from torch import Tensor
 from ..core import generator, progress
-from .checkpoint import load_model
+from .checkpoint import load_model, save_model, warn_if_plain
 from .modalities import decoded_picture, modality
 from .modeling import CooperForConditionalGeneration, log_probabilities
 from .processor import read_picture
@@ -409,19 +410,40 @@ class Cooper:
         **options, # of `Engine`
     ) -> Trace:
         "Answer a question about a picture."
-        engine = self.engine(**options)
+        if mode in ("perceive", "cooperate"): warn_if_plain(self.model, "maps")
+        engine = self.engine(**self._setting("ask") | options)
         return engine.run([engine.request(picture, question, mode, (seed,))])[0]
+
+    def _setting(self, what): # the sampler of a protocol that has several, see `as_released`
+        return {"sampler": s} if (s := self.processor.protocol.get("samplers", {}).get(what)) else {}
 
     def perceive(self, picture, name: str, seed: int = 0, **options):
         "Draw one modality of a picture, or of each of a list of pictures. Noise comes from seed and picture: alone or in a list, the map is the same."
-        pictures, engine = [read_picture(p) for p in (picture if isinstance(picture, (list, tuple)) else [picture])], self.engine(**options)
+        warn_if_plain(self.model, name)
+        engine = self.engine(**self._setting("perceive") | options)
+        pictures = [read_picture(p) for p in (picture if isinstance(picture, (list, tuple)) else [picture])]
         maps = engine.perceive(pictures, name, [(seed, hashlib.sha256(p.tobytes()).hexdigest()) for p in pictures])
         return maps if isinstance(picture, (list, tuple)) else maps[0]
 
-def load(folder, device: str = "cpu") -> Cooper:
-    "Load a checkpoint folder, in our own layout or in the released BAGEL / COOPER one."
-    model, processor = load_model(folder)
-    return Cooper(model.to(device).eval(), processor)
+    def save_pretrained(self, folder, **options) -> Path:
+        "Write the checkpoint in our own layout; options are those of `save_model`."
+        return save_model(self.model, self.processor, folder, **options)
+
+def load(
+    where, # a folder in our own layout or in the released BAGEL / COOPER one, or a hub id
+    dtype=None, # torch.dtype or its name; None: bfloat16 where the hardware has it, see `choose_dtype`
+    device=None, # None: a GPU if there is one
+    quantization: str | None = None, # or 'int8', 'nf4'
+    revision: str | None = None, # of a hub id
+    *,
+    base=None, # BAGEL's folder or hub id, for weights alone; default: the one beside them
+    device_map=None, # 'auto', devices, or layer -> device: several GPUs
+    as_released: bool = False, # the settings behind the published numbers
+    show: bool | None = None, # the table of coverage; None: for the released layout
+) -> Cooper:
+    "Load a checkpoint. ValueError says what is wrong with it, by sub-system."
+    return Cooper(*load_model(where, dtype, device=device, quantization=quantization, revision=revision, base=base, device_map=device_map,
+                              released=as_released, show=show))
 
 # %% ../../nbs/09_engine.ipynb #ed82cab5
 @patch

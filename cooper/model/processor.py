@@ -14,9 +14,9 @@ from .modeling import CooperConfig
 from .sequence import PictureSegment, Sequence, TextSegment
 
 # %% auto #0
-__all__ = ['MAX_AREA', 'COOPERATE_SYSTEM', 'PERCEIVE_SYSTEM', 'REASON_SYSTEM', 'REFLECTION', 'RELEASED_PROTOCOL', 'TINY_PROTOCOL',
-           'TOKENS', 'QWEN2_SPLIT', 'Resize', 'to_rgb', 'read_picture', 'to_pixels', 'tiny_protocol', 'check_protocol',
-           'CooperProcessor', 'atoms', 'train_tokenizer']
+__all__ = ['MAX_AREA', 'COOPERATE_SYSTEM', 'PERCEIVE_SYSTEM', 'REASON_SYSTEM', 'REFLECTION', 'RELEASED_PROTOCOL',
+           'RELEASED_SAMPLERS', 'TINY_PROTOCOL', 'TOKENS', 'QWEN2_SPLIT', 'Resize', 'to_rgb', 'read_picture',
+           'to_pixels', 'as_released', 'tiny_protocol', 'check_protocol', 'CooperProcessor', 'atoms', 'train_tokenizer']
 
 # %% ../../nbs/05_processor.ipynb #66678a57
 MAX_AREA = 14 * 14 * 9 * 1024 # pixels
@@ -125,6 +125,18 @@ RELEASED_PROTOCOL = {
 }
 
 # %% ../../nbs/05_processor.ipynb #d4df2fba
+RELEASED_SAMPLERS = { # what -> settings (COOPER: depth_map_generation; the rollouts of GRPO; its wrapper for VLMEvalKit)
+    "perceive": {"num_timesteps": 50, "shift": 3.0, "cfg_text": 3.0, "cfg_img": 1.5, "interval": [0.4, 1.0], "renorm": "global", "renorm_min": 0.0},
+    "rollout": RELEASED_PROTOCOL["sampler"],
+    "ask": {"num_timesteps": 50, "shift": 3.0, "cfg_text": 4.0, "cfg_img": 2.0, "interval": [0.0, 1.0], "renorm": "text_channel", "renorm_min": 0.0},
+}
+
+def as_released(protocol: dict) -> dict:
+    "The protocol with the settings behind the published numbers; its prompts and ranges stay. `sampler` is that of rollouts, `samplers` has all three."
+    seen = {name: options | {"views": ["vision"]} for name, options in protocol["modalities"].items()}
+    return copy.deepcopy(protocol | {"modalities": seen, "samplers": RELEASED_SAMPLERS, "sampler": RELEASED_SAMPLERS["rollout"]})
+
+# %% ../../nbs/05_processor.ipynb #794ce46e
 TINY_PROTOCOL = {
     "system": {"direct": "Answer.", "reason": "Think.", "perceive": "Perceive.", "cooperate": "Cooperate."},
     "views": {"direct": ["vision"], "reason": ["vision"], "perceive": ["clean", "vision"], "cooperate": ["clean", "vision"]},
@@ -148,7 +160,7 @@ def tiny_protocol(
                               "segmentation": {"palette": {name: [int(v) for v in rgb] for name, rgb in palette.items()}}}
     return protocol
 
-# %% ../../nbs/05_processor.ipynb #794ce46e
+# %% ../../nbs/05_processor.ipynb #e6f31715
 def check_protocol(protocol: dict) -> dict:
     "The protocol, of a program or a file, or a ValueError that says what is missing or wrong in it."
     if not isinstance(protocol, dict): raise ValueError(f"protocol is {protocol!r:.80}; expected an object")
@@ -161,7 +173,7 @@ def check_protocol(protocol: dict) -> dict:
             raise ValueError(f"protocol: 'views.{place}' is {views!r}; expected some of 'clean', 'vision'")
     return protocol | {"modalities": read_modalities(protocol["modalities"])}
 
-# %% ../../nbs/05_processor.ipynb #e6f31715
+# %% ../../nbs/05_processor.ipynb #d722c780
 TOKENS = {"bos": "<|im_start|>", "eos": "<|im_end|>", # names in Qwen's vocabulary
           "start_of_image": "<|vision_start|>", "end_of_image": "<|vision_end|>"}
 
@@ -197,7 +209,7 @@ class CooperProcessor(ProcessorMixin):
         if self.eos in ids: ids = ids[:ids.index(self.eos)]
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-# %% ../../nbs/05_processor.ipynb #b6808eae
+# %% ../../nbs/05_processor.ipynb #78a0baa7
 from fastcore.basics import patch
 
 @patch
@@ -215,7 +227,7 @@ def text(self: CooperProcessor,
     if not open: ids.append(self.eos); flags.append(bool(parts and parts[-1][1]))
     return TextSegment(tuple(ids), tuple(flags))
 
-# %% ../../nbs/05_processor.ipynb #dc9b1f0a
+# %% ../../nbs/05_processor.ipynb #bdc3a87e
 @patch
 def fit(self: CooperProcessor, picture) -> Image.Image:
     "The picture (or file) in RGB, at the size in which the model draws."
@@ -235,7 +247,7 @@ def picture(self: CooperProcessor,
     segments = [PictureSegment(pixels.get(v, to_pixels(fitted)), v) for v in ("noised", "clean", "vision") if v in views]
     return [PictureSegment(s.pixels, s.view, learn_start=learn_start and i == 0) for i, s in enumerate(segments)]
 
-# %% ../../nbs/05_processor.ipynb #bdc3a87e
+# %% ../../nbs/05_processor.ipynb #c774ae71
 @patch
 def prompt(self: CooperProcessor,
     mode: str, # direct, reason, perceive or cooperate
@@ -255,10 +267,10 @@ def reflection(self: CooperProcessor) -> TextSegment:
     "The turn that follows a drawing."
     return self.text(self.protocol["reflection"])
 
-# %% ../../nbs/05_processor.ipynb #c774ae71
+# %% ../../nbs/05_processor.ipynb #f8c16a17
 AutoProcessor.register(CooperConfig, CooperProcessor, exist_ok=True)
 
-# %% ../../nbs/05_processor.ipynb #23c988d3
+# %% ../../nbs/05_processor.ipynb #57650bc6
 QWEN2_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 
 def atoms() -> list[str]:

@@ -1,0 +1,347 @@
+"Checkpoints as people have them: whole, cut off, mixed up, called by another's name; what loading costs; what others read of what we write."
+import json, re, shutil, subprocess, sys, textwrap, warnings
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import cooper
+from cooper.core import NotBuilt
+from cooper.model.checkpoint import (TABLES, check_quantization, choose_dtype, deal, export_released, heads, load_model, released_config, save_model,
+                                     weight_files)
+from cooper.model.modeling import CooperForConditionalGeneration
+from cooper.model.processor import RELEASED_PROTOCOL
+from cooper.model.sequence import PictureSegment, Sequence, TextSegment, pack
+
+from house import ROOT
+
+GOLDEN = ROOT/"tests/golden/bagel-tiny/checkpoint"
+IDS = (303, 40, 41, 42, 304)
+
+
+def loss(model):
+    torch.manual_seed(0)
+    picture = torch.linspace(-1, 1, 3 * 64 * 64).reshape(3, 64, 64)
+    g = model.config.geometry
+    noised = PictureSegment(picture, "noised", timestep=0.5, noise=torch.linspace(-1, 1, 16 * g.latent_patch ** 2 * g.latent_channels).reshape(16, -1))
+    batch = pack([Sequence([PictureSegment(picture, "clean"), TextSegment(IDS, (False, *[True] * 4)), noised])], g)
+    with torch.no_grad(): return model(batch).loss.item()
+
+
+@pytest.fixture(scope="module")
+def golden(): return load_model(GOLDEN)
+
+
+@pytest.fixture
+def folder(tmp_path): return Path(shutil.copytree(GOLDEN, tmp_path/"bagel-tiny"))
+
+
+def weights(change, name="ema.safetensors"):
+    def damage(folder):
+        state = load_file(folder/name)
+        new = change(state)
+        save_file(new if isinstance(new, dict) else state, folder/name, metadata={"format": "pt"})
+    return damage
+
+
+def shards(folder, count=3, index=True, stem="ema"):
+    "The weights of a folder in several files."
+    state = load_file(folder/"ema.safetensors"); (folder/"ema.safetensors").unlink()
+    names, places = sorted(state), {}
+    for i in range(count):
+        file = f"{stem}-{i + 1:05d}-of-{count:05d}.safetensors"
+        save_file({n: state[n] for n in names[i::count]}, folder/file)
+        places |= dict.fromkeys(names[i::count], file)
+    if index: (folder/f"{stem}.safetensors.index.json").write_text(json.dumps(dict(metadata={}, weight_map=places)))
+
+
+# Whole ones
+
+
+def test_coverage_of_a_whole_checkpoint(golden):
+    origin = golden[0].origin
+    assert origin.layout == "released" and origin.coverage.complete
+    assert sum(row[0] for row in origin.coverage.rows.values()) == len(load_file(GOLDEN/"ema.safetensors")) + len(load_file(GOLDEN/"ae.safetensors"))
+    assert all(row[1:] == [0, 0, 0] for row in origin.coverage.rows.values()) and "drawing expert" in str(origin.coverage)
+
+
+@pytest.mark.parametrize("index", [True, False])
+@pytest.mark.parametrize("stem", ["ema", "model"])
+def test_shards(golden, folder, index, stem):
+    shards(folder, index=index, stem=stem)
+    assert loss(load_model(folder)[0]) == loss(golden[0])
+
+
+def test_weights_alone_find_bagel_beside_them(golden, folder, tmp_path):
+    amg = tmp_path/"COOPER-AMG"; amg.mkdir()
+    weights(lambda s: s["llm2vae.weight"].mul_(2))(folder) # BAGEL's own are others
+    shutil.copy(GOLDEN/"ema.safetensors", amg/"model.safetensors")
+    model, _ = load_model(amg)
+    assert loss(model) == loss(golden[0]) and Path(model.origin.base) == folder and model.origin.kind == "cooper"
+    assert loss(load_model(amg, base=folder)[0]) == loss(golden[0])
+    shutil.copytree(folder, tmp_path/"BAGEL-copy")
+    with pytest.raises(ValueError, match="several folders beside it hold a configuration: BAGEL-copy, bagel-tiny; name the one as base="): load_model(amg)
+
+
+def test_a_layer_of_siglip_too_many_is_rightly_left(golden, folder):
+    def add(s):
+        for n in [n for n in s if "encoder.layers.1." in n]: s[n.replace("layers.1.", "layers.2.")] = s[n].clone()
+    weights(add)(folder)
+    model, _ = load_model(folder)
+    assert loss(model) == loss(golden[0]) and len(model.origin.coverage.harmless) == 16
+
+
+def test_tables_may_be_absent(golden, folder):
+    weights(lambda s: {n: t for n, t in s.items() if n not in TABLES.values()})(folder)
+    assert loss(load_model(folder)[0]) == loss(golden[0])
+
+
+# Broken and mixed-up ones
+
+
+def cut(name, size=None): return lambda f: (f/name).write_bytes((f/name).read_bytes()[:size or -50])
+def put(name, data): return lambda f: (f/name).write_bytes(data)
+def edit(name, **values):
+    def damage(f): (f/name).write_text(json.dumps({k: v for k, v in (json.loads((f/name).read_text()) | values).items() if v is not None}))
+    return damage
+
+
+def lose_shard(f): shards(f); (f/"ema-00002-of-00003.safetensors").unlink()
+def lose_shard_without_index(f): shards(f, index=False); (f/"ema-00002-of-00003.safetensors").unlink()
+def index_outside(f):
+    shards(f); p = f/"ema.safetensors.index.json"
+    p.write_text(p.read_text().replace("ema-00002-of-00003", "../ema-00002-of-00003"))
+def twice(f):
+    shards(f); a, b = f/"ema-00001-of-00003.safetensors", f/"ema-00002-of-00003.safetensors"
+    one = load_file(a); save_file(load_file(b) | {next(iter(one)): one[next(iter(one))]}, b)
+def swap(f): a, b = f/"ema.safetensors", f/"ae.safetensors"; x = a.read_bytes(); a.write_bytes(b.read_bytes()); b.write_bytes(x)
+def with_nan(s): s["llm2vae.bias"][0] = float("nan")
+
+
+BROKEN = {
+    "cut off": (cut("ema.safetensors"), "ema.safetensors: cannot be read as safetensors"), "cut in its head": (cut("ema.safetensors", 900), "cannot be read as safetensors"),
+    "empty": (put("ema.safetensors", b""), "cannot be read as safetensors"),
+    "a pointer of git": (put("ema.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 29\n"), "ema.safetensors: cannot be read"),
+    "autoencoder cut off": (cut("ae.safetensors"), "ae.safetensors: cannot be read as safetensors"),
+    "no autoencoder": (lambda f: (f/"ae.safetensors").unlink(), "ae.safetensors missing"), "no tokenizer": (lambda f: [(f/n).unlink() for n in ("tokenizer.json", "vocab.json")], "tokenizer.json missing"),
+    "no sizes": (lambda f: (f/"llm_config.json").unlink(), "llm_config.json missing"), "no weights": (lambda f: (f/"ema.safetensors").unlink(), "ema.safetensors missing"),
+    "understanding only": (weights(lambda s: {n: t for n, t in s.items() if "_moe_gen" not in n}), "(?s)the drawing expert is not there at all: a model that only understands.*drawing expert +0 +43"),
+    "no tower": (weights(lambda s: {n: t for n, t in s.items() if "vit_model" not in n}), "(?s)the vision tower is not there at all.*vision tower +0 +37"),
+    "one tensor less": (weights(lambda s: {n: t for n, t in s.items() if n != "time_embedder.mlp.2.bias"}), "(?s)1 tensors missing: time_embedder.mlp.2.bias.*latents in and out +7 +1"),
+    "a stranger": (weights(lambda s: s | {"stranger.weight": torch.ones(2)}), "(?s)1 tensors unexpected: stranger.weight.*other +0 +0 +1"),
+    "misshapen": (weights(lambda s: s | {"connector.fc1.weight": torch.ones(64, 7)}), r"(?s)connector.fc1.weight is \(64, 7\), expected \(64, 48\).*connector +3 +0 +0 +1"),
+    "a wrapper's names": (weights(lambda s: {f"module.{n}": t for n, t in s.items()}), "all names begin with 'module.'"),
+    "quantized": (weights(lambda s: s | {"llm2vae.weight": s["llm2vae.weight"].to(torch.int8)}), "'llm2vae.weight' is I8; expected BF16, F16 or F32"),
+    "not a number": (weights(with_nan), "'llm2vae.bias' holds infinities or NaN"),
+    "learned tables": (weights(lambda s: s | {"latent_pos_embed.pos_embed": torch.randn(64, 64)}), "off the fixed sines"),
+    "another's sizes": (edit("llm_config.json", hidden_size=96), "weights and configuration are of two different models|'latent_pos_embed.pos_embed' is"),
+    "fewer layers": (edit("llm_config.json", num_hidden_layers=2), "tensors unexpected: language_model.model.layers.2"), "more layers": (edit("llm_config.json", num_hidden_layers=4), "tensors missing: language_model.model.layers.3"),
+    "another vocabulary": (edit("llm_config.json", vocab_size=400), "two different models"), "another tower": (edit("vit_config.json", patch_size=16), "patch_embedding.weight is"),
+    "another autoencoder": (edit("vae_config.json", ch=64), "ae.safetensors: .*wrong shape"), "no field": (edit("llm_config.json", hidden_size=None), "llm_config.json: 'hidden_size' missing"),
+    "a word for a number": (edit("llm_config.json", hidden_size="many"), "llm_config.json"), "not JSON": (put("vit_config.json", b"{"), "vit_config.json:1: not JSON"),
+    "files exchanged": (swap, "tensors missing"), "a shard lost": (lose_shard, "ema-00002-of-00003.safetensors: missing; .* places"),
+    "a shard lost, no index": (lose_shard_without_index, "ema-00002-of-00003.safetensors missing, 1 of 3 shards"),
+    "an index that leads out": (index_outside, "names '../ema-00002-of-00003.safetensors'; expected a file beside the index"), "a tensor twice": (twice, "stands in ema-00001-of-00003.safetensors, too"),
+    "both layouts": (put("config.json", b'{"model_type": "cooper"}'), "which is our layout, but llm_config.json, vit_config.json, ema.safetensors of the released layout"),
+    "a tokenizer without its words": (put("tokenizer.json", b'{"version": "1.0"}'), "tokenizer.json: cannot be read as a tokenizer"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_broken_checkpoints_are_refused(folder, what):
+    damage, words = BROKEN[what]
+    damage(folder)
+    with pytest.raises(ValueError, match=words) as e: cooper.load(folder, show=False)
+    assert str(folder) in str(e.value), "the message names the folder or file"
+
+
+def test_what_is_refused_is_refused_before_it_is_read(folder, monkeypatch):
+    "A wrong file of 29 GB is refused by its head."
+    weights(lambda s: s | {"stranger": torch.ones(2)})(folder)
+    monkeypatch.setattr("cooper.model.checkpoint.fill", lambda *a: pytest.fail("weights were read"))
+    with pytest.raises(ValueError, match="stranger"): load_model(folder)
+
+
+# Which one is it?
+
+
+def test_bagel_that_is_asked_for_depth(golden, folder, tmp_path):
+    room, said = Image.new("RGB", (64, 64)), "this is BAGEL, which was never trained to draw depth"
+    fast = dict(sampler=dict(num_timesteps=2, cfg_text=1.0))
+    with pytest.warns(UserWarning, match=said): cooper.load(folder, show=False).perceive(room, "depth", **fast)
+    fake = tmp_path/"COOPER"; shutil.copytree(folder, fake); (fake/"llm_config.json").unlink()
+    with pytest.warns(UserWarning, match="what is called COOPER here is BAGEL"): co = cooper.load(fake, show=False)
+    with pytest.warns(UserWarning, match=said): co.perceive(room, "depth", **fast)
+    weights(lambda s: s["llm2vae.weight"].mul_(2))(fake)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        co = cooper.load(fake, show=False); co.perceive(room, "depth", **fast)
+    assert co.model.origin.kind == "cooper"
+
+
+def test_a_model_that_never_learned_to_draw_is_noticed(folder):
+    weights(lambda s: s["llm2vae.weight"].zero_())(folder)
+    with pytest.warns(UserWarning, match="'llm2vae.weight' is all zeros"): load_model(folder)
+
+
+# Types, devices, memory
+
+
+def test_dtypes(golden):
+    found, cpu = heads(weight_files(GOLDEN, "ema")), torch.device("cpu")
+    co = cooper.load(GOLDEN, "bfloat16", "cpu", show=False)
+    assert co.model.dtype == torch.bfloat16 and co.model.vae.dtype == torch.float32
+    assert abs(loss(co.model) - loss(golden[0])) < 0.1
+    assert cooper.load(GOLDEN, device="cpu", show=False).model.dtype == torch.float32 == choose_dtype(None, cpu, found)
+    with pytest.raises(ValueError, match="dtype 'int8' is unknown; expected one of float32, bfloat16, float16"): cooper.load(GOLDEN, "int8")
+    with pytest.raises(ValueError, match="has no revisions"): cooper.load(GOLDEN, revision="main")
+
+
+def test_quantization_says_what_it_needs():
+    with pytest.raises(ValueError, match="quantization 'int4' is unknown; expected None or one of int8, nf4"): cooper.load(GOLDEN, quantization="int4")
+    if torch.cuda.is_available(): pytest.skip("there is a GPU")
+    for kind in ("int8", "nf4"):
+        with pytest.raises(RuntimeError, match=f"quantization '{kind}' needs .*a CUDA GPU, and torch sees none here"): cooper.load(GOLDEN, quantization=kind)
+    with pytest.raises(RuntimeError, match="device_map 'auto' needs CUDA GPUs"): cooper.load(GOLDEN, device_map="auto", show=False)
+
+
+def test_a_quantized_model_is_not_written(golden, tmp_path):
+    golden[0].hf_quantizer = object()
+    try:
+        with pytest.raises(NotBuilt, match="save: a quantized model"): save_model(*golden, tmp_path/"a")
+        with pytest.raises(NotBuilt, match="export: a quantized model"): export_released(*golden, tmp_path/"a")
+    finally: del golden[0].hf_quantizer
+
+
+def test_layers_over_devices_change_no_number(golden):
+    room, fast = Image.effect_noise((64, 64), 60).convert("RGB"), dict(sampler=dict(num_timesteps=3), max_new_tokens=8)
+    spread = cooper.load(GOLDEN, "float32", device_map=["cpu", "cpu"], show=False)
+    one = cooper.load(GOLDEN, "float32", "cpu", show=False)
+    assert spread.model.devices == [torch.device("cpu")] * 3 and loss(spread.model) == loss(one.model)
+    a, b = (x.ask(room, "What is in front?", "perceive", **fast) for x in (spread, one))
+    assert [s.ids for s in a.steps if s.kind == "write"] == [s.ids for s in b.steps if s.kind == "write"]
+    assert [str(d) for d in deal(5, ["cuda:0", "cuda:1"])] == ["cuda:0"] * 3 + ["cuda:1"] * 2
+
+
+MEMORY = """
+    import sys, cooper, cooper.model.engine
+    def anonymous(): return int(next(l for l in open("/proc/self/smaps_rollup") if l.startswith("Anonymous:")).split()[1]) * 1024
+    import threading, time
+    before, peak, go = anonymous(), [0], [True]
+    def watch():
+        while go[0]: peak[0] = max(peak[0], anonymous() - before); time.sleep(0.005)
+    thread = threading.Thread(target=watch, daemon=True); thread.start()
+    co = cooper.load(sys.argv[1], "bfloat16", "cpu", show=False)
+    go[0] = False; thread.join()
+    print(max(peak[0], anonymous() - before))
+"""
+
+
+def synthetic(folder, layers, width=512):
+    "A released checkpoint of some size. Its weights are a hole in a file: zeros that take no room on the disk."
+    for n in ("tokenizer.json", "tokenizer_config.json", "vit_config.json", "config.json", "vae_config.json", "ae.safetensors"): shutil.copy(GOLDEN/n, folder)
+    llm = json.loads((GOLDEN/"llm_config.json").read_text())
+    (folder/"llm_config.json").write_text(json.dumps(llm | dict(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers)))
+    with torch.device("meta"): model = CooperForConditionalGeneration(released_config(folder, {}, 305, 306))
+    head, at = {}, 0
+    for name, t in model.state_dict().items():
+        if name.startswith("vae."): continue
+        head[name] = dict(dtype="BF16", shape=list(t.shape), data_offsets=[at, at := at + 2 * t.numel()])
+    text = json.dumps(head).encode(); text += b" " * (-len(text) % 8)
+    with open(folder/"ema.safetensors", "wb") as f: f.write(len(text).to_bytes(8, "little") + text); f.truncate(8 + len(text) + at)
+    return 8 + len(text) + at
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="anonymous memory is read from Linux's /proc")
+def test_memory(tmp_path):
+    size = synthetic(tmp_path, layers=24)
+    assert size > 2**28
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(MEMORY), tmp_path], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) <= 0.2 * size, f"{int(done.stdout) / size:.2f} times the file; the law is 1.15, and views of the file need next to nothing"
+
+
+# What we write
+
+
+AUTO = """
+    import json, sys, torch
+    from transformers import AutoConfig, AutoModel, AutoProcessor, GenerationConfig
+    folder = sys.argv[1]
+    config, processor = (c.from_pretrained(folder, trust_remote_code=True) for c in (AutoConfig, AutoProcessor))
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    assert "cooper" in type(model).__module__ and type(config).__name__ == "CooperConfig" and type(processor).__name__ == "CooperProcessor"
+    from cooper.model.sequence import Sequence, TextSegment, pack
+    batch = pack([Sequence([TextSegment((303, 40, 41, 42, 304), (False, True, True, True, True))])], config.geometry)
+    with torch.no_grad(): print(json.dumps([model.eval()(batch).loss.item(), processor.clean, GenerationConfig.from_pretrained(folder).eos_token_id]))
+"""
+
+
+def test_a_saved_folder_opens_in_a_fresh_process(golden, tmp_path):
+    model, processor = golden
+    card = dict(base_model="ByteDance-Seed/BAGEL-7B-MoT", datasets=["Starrrrrry/COOPER_Train_Set"], license="apache-2.0")
+    folder = save_model(model, processor, tmp_path/"own", max_shard_size="1MB", card=card)
+    index = json.loads((folder/"model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 2 and set(index["weight_map"]) == set(model.state_dict())
+    head = (folder/"README.md").read_text().split("---")[1]
+    for words in ("base_model: ByteDance-Seed/BAGEL-7B-MoT", "- Starrrrrry/COOPER_Train_Set", "license: apache-2.0"): assert words in head
+    again, words = load_model(folder)
+    assert loss(again) == loss(model) and again.generation_config.eos_token_id == processor.eos and words.protocol == processor.protocol
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(AUTO), folder], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    batch = pack([Sequence([TextSegment(IDS, (False, *[True] * 4))])], model.config.geometry)
+    with torch.no_grad(): assert json.loads(done.stdout.splitlines()[-1]) == [pytest.approx(model(batch).loss.item(), abs=1e-6), list(processor.clean), processor.eos]
+
+
+def test_a_shard_of_ours_that_is_lost_is_named(golden, tmp_path):
+    folder = save_model(*golden, tmp_path/"own", max_shard_size="1MB")
+    (folder/"model-00002-of-00004.safetensors").unlink()
+    with pytest.raises(ValueError, match="model-00002-of-00004.safetensors: missing; model.safetensors.index.json places"): load_model(folder)
+    with pytest.raises(ValueError, match="card has owner; expected some of base_model"): save_model(*golden, tmp_path/"b", card=dict(owner="x"))
+    assert not (tmp_path/"b").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_export_gives_back_names_types_and_bytes(tmp_path, dtype):
+    export_released(*load_model(GOLDEN, dtype), tmp_path/"back")
+    for name in ("ema.safetensors", "ae.safetensors"):
+        a, b = (load_file(f/name) for f in (GOLDEN, tmp_path/"back"))
+        assert a.keys() == b.keys() and all(a[n].dtype == b[n].dtype and a[n].shape == b[n].shape for n in a)
+        assert all(torch.equal(a[n].view(torch.uint8), b[n].view(torch.uint8)) for n in a), "to the last bit"
+    assert load_model(tmp_path/"back")[0].origin.layout == "released"
+
+
+def test_export_of_our_own_layout(golden, tmp_path):
+    save_model(*golden, tmp_path/"own")
+    export_released(*load_model(tmp_path/"own"), tmp_path/"back", "model.safetensors")
+    state = load_file(tmp_path/"back/model.safetensors")
+    assert Counter(t.dtype for t in state.values()) == {torch.bfloat16: len(state) - 2, torch.float32: 2}
+    assert loss(load_model(tmp_path/"back")[0]) == loss(golden[0]), "its values were bfloat16 from the beginning"
+
+
+# As released
+
+
+def test_the_preset_as_released(golden, monkeypatch):
+    from cooper.model.engine import Engine
+    co, plain = (cooper.load(GOLDEN, "float32", "cpu", show=False, as_released=x) for x in (True, False))
+    assert plain.processor.protocol == golden[1].protocol and co.processor.protocol["system"] == RELEASED_PROTOCOL["system"]
+    assert all(m["views"] == ["vision"] for m in co.processor.protocol["modalities"].values())
+    used, init = [], Engine.__init__
+    def spy(self, *a, **k): init(self, *a, **k); used.append(self.sampler)
+    monkeypatch.setattr(Engine, "__init__", spy); monkeypatch.setattr(Engine, "run", lambda self, r: [None]); monkeypatch.setattr(Engine, "perceive", lambda self, *a: [None])
+    room = Image.new("RGB", (64, 64))
+    co.ask(room, "?"); co.perceive(room, "depth"); co.engine(); co.ask(room, "?", sampler=dict(num_timesteps=4)) # what is asked for goes before
+    seen = [(s.num_timesteps, s.cfg_text, s.cfg_img, s.interval[0], s.renorm) for s in used]
+    assert seen == [(50, 4.0, 2.0, 0.0, "text_channel"), (50, 3.0, 1.5, 0.4, "global"), (30, 4.0, 2.0, 0.4, "global"), (4, 4.0, 2.0, 0.4, "global")]
+
+
+def test_defaults_of_the_released_sizes(golden):
+    _, processor = golden
+    assert r"\boxed{{}}" in processor.protocol["system"]["cooperate"], "the doubled braces are what the model was trained on"
+    c = golden[0].config
+    assert c.vision_config.num_hidden_layers == json.loads((GOLDEN/"vit_config.json").read_text())["num_hidden_layers"] - 1
+    assert not re.search("pos_embed", " ".join(golden[0].state_dict())), "tables are computed, not stored"

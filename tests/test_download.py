@@ -1,0 +1,363 @@
+"Fetching and unpacking: a hub on this machine that breaks off, rots and lies, and archives that nobody should trust."
+import hashlib, io, json, os, re, tarfile, threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+
+import cooper
+from cooper.model import checkpoint
+from cooper.model.checkpoint import BAGEL, SOURCES, Limits, download, find_parts, main, survey, unpack
+
+from house import ROOT
+
+GOLDEN = ROOT/"tests/golden/bagel-tiny/checkpoint"
+SET = SOURCES["train-set"][0]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+# A hub
+
+
+class Hub:
+    "Serves `repos`: (kind, id) -> {file: bytes}. `faults`: file -> what is done to its bytes. `log`: (file, first byte asked for)."
+    def __init__(self):
+        self.repos, self.faults, self.log = {}, {}, []
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            def log_message(self, *args): pass
+            def do_GET(self): hub.answer(self)
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, kwargs=dict(poll_interval=0.02), daemon=True).start()
+
+    def answer(self, request):
+        path = unquote(urlsplit(request.path).path)
+        for (kind, repo), files in self.repos.items():
+            prefix = "" if kind == "model" else "datasets/"
+            if path.startswith(f"/api/{kind}s/{repo}"): return self.send(request, json.dumps(listing(repo, files)).encode())
+            if path.startswith(f"/{prefix}{repo}/resolve/{COMMIT}/"): return self.file(request, path.split(COMMIT + "/", 1)[1], files)
+        self.send(request, b"{}", 404)
+
+    def file(self, request, name, files):
+        start = int((re.match(r"bytes=(\d+)-", request.headers.get("Range", "")) or [0, 0])[1])
+        self.log.append((name, start))
+        data, fault = files[name], self.faults.get(name)
+        if fault == "cut": # half of it, then nothing more
+            self.faults[name] = "down"
+            return self.send(request, data[:len(data) // 2], length=len(data))
+        if fault == "down": return self.send(request, b"", 503)
+        if fault in ("rot", "rot once"):
+            data = data[:-1] + bytes([data[-1] ^ 255])
+            if fault == "rot once": del self.faults[name]
+        self.send(request, data[start:], 206 if start else 200, start=start, total=len(data))
+
+    def send(self, request, data, status=200, length=None, start=0, total=0):
+        request.send_response(status)
+        request.send_header("Content-Length", str(length or len(data)))
+        request.send_header("X-Repo-Commit", COMMIT)
+        if start: request.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
+        request.end_headers(); request.wfile.write(data)
+        if length: request.wfile.flush(); request.close_connection = True
+
+
+def listing(repo, files):
+    def row(name, data):
+        small = name.endswith((".json", ".txt"))
+        git = hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
+        lfs = {} if small else dict(lfs=dict(sha256=hashlib.sha256(data).hexdigest(), size=len(data), pointerSize=130))
+        return dict(rfilename=name, size=len(data), blobId=git) | lfs
+    return dict(id=repo, sha=COMMIT, siblings=[row(n, d) for n, d in files.items()])
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    hub = Hub()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1"); monkeypatch.setenv("no_proxy", "127.0.0.1")
+    huggingface_hub.close_session()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    yield hub
+    hub.server.shutdown(); hub.server.server_close(); huggingface_hub.close_session()
+
+
+def tar(*entries, mode="w:gz", **options):
+    "The bytes of an archive of (name, kind or TarInfo fields, bytes or target)."
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=mode, **options) as t:
+        for name, kind, what in entries:
+            info = tarfile.TarInfo(name); info.type = kind
+            if isinstance(what, bytes): info.size = len(what)
+            else: info.linkname = what
+            t.addfile(info, io.BytesIO(what) if isinstance(what, bytes) else None)
+    return out.getvalue()
+
+
+FILE, FOLDER, SYM, HARD = tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
+PICTURES = {f"images/{i}.png": os.urandom(900) for i in range(6)} | {"RL_data.jsonl": b'{"flag": "positive"}\n'}
+
+
+def split(data, size=2000, name="COOPER_Train_Set.tar.gz.part.a"):
+    return {f"{name}{'abcdefgh'[i // size]}": data[i:i + size] for i in range(0, len(data), size)}
+
+
+def train_set(hub):
+    parts = split(tar(*[(n, FILE, d) for n, d in PICTURES.items()]))
+    assert len(parts) == 3
+    hub.repos["dataset", SET] = {"README.json": b"{}"} | parts
+    return parts
+
+
+def contents(folder): return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# Fetching
+
+
+def test_the_training_set_is_fetched_joined_and_unpacked(hub, tmp_path):
+    parts = train_set(hub)
+    files = cooper.download("train-set", tmp_path/"set")
+    assert contents(files) == PICTURES
+    assert sorted(hub.log) == sorted((n, 0) for n in [*parts, "README.json"])
+    hub.log.clear()
+    assert download("train-set", tmp_path/"set") == files and hub.log == [], "what is there is not fetched again"
+
+
+def test_a_broken_download_goes_on_where_it_stopped(hub, tmp_path, monkeypatch):
+    parts = train_set(hub)
+    middle = list(parts)[1]
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100) # what is written at once
+    hub.faults[middle] = "cut"
+    with pytest.raises(ValueError, match=f"{SET}: the download stopped at {middle}.*run it again to go on"): download("train-set", tmp_path)
+    assert not (tmp_path/"files").exists() and not (tmp_path/"parts"/middle).exists()
+    hub.faults.clear(); hub.log.clear()
+    assert contents(download("train-set", tmp_path)) == PICTURES
+    assert (middle, len(parts[middle]) // 2) in hub.log, "the second call asks for the second half only"
+    assert list(parts)[0] not in [n for n, _ in hub.log] and not (tmp_path/"parts/.partial").exists()
+
+
+def test_a_damaged_part_is_fetched_again_and_named_if_it_stays_so(hub, tmp_path):
+    last = list(train_set(hub))[-1]
+    hub.faults[last] = "rot once"
+    assert contents(download("train-set", tmp_path/"a")) == PICTURES and hub.log.count((last, 0)) == 2
+    hub.faults[last] = "rot"
+    with pytest.raises(ValueError, match=f"{last}: other contents than the hub's.*fetched twice"): download("train-set", tmp_path/"b")
+    assert not (tmp_path/"b/files").exists()
+
+
+def test_a_part_that_rots_on_disk_is_fetched_again(hub, tmp_path):
+    parts = train_set(hub)
+    download("train-set", tmp_path, unpacked=False)
+    first = tmp_path/"parts"/list(parts)[0]
+    first.write_bytes(first.read_bytes()[:-1] + b"?"); hub.log.clear()
+    assert contents(download("train-set", tmp_path)) == PICTURES and hub.log == [(first.name, 0)]
+
+
+@pytest.mark.parametrize("lose, words", [(1, "part 'ab' is missing between 'aa' and 'ac'"), (2, "parts after this one are missing"),
+                                         (0, "the first part is 'ab'; what comes before it is missing")])
+def test_a_part_the_hub_lost_is_named(hub, tmp_path, lose, words):
+    lost = list(train_set(hub))[lose]
+    del hub.repos["dataset", SET][lost]
+    with pytest.raises(ValueError, match=words): download("train-set", tmp_path)
+    assert not (tmp_path/"files").exists()
+
+
+def test_a_part_the_hub_holds_cut_off_is_named(hub, tmp_path):
+    middle = list(train_set(hub))[1]
+    hub.repos["dataset", SET][middle] = hub.repos["dataset", SET][middle][:-7]
+    with pytest.raises(ValueError, match=f"{middle}: 1,993 bytes; expected 2,000, as the other parts"): download("train-set", tmp_path)
+    assert not (tmp_path/"files").exists()
+
+
+def test_cooper_comes_with_the_small_files_of_bagel(hub, tmp_path):
+    files = {p.name: p.read_bytes() for p in GOLDEN.iterdir()}
+    hub.repos["model", BAGEL], hub.repos["model", SOURCES["cooper"][0]] = files, {"ema.safetensors": files["ema.safetensors"]}
+    folder = download("cooper", tmp_path/"COOPER")
+    assert [n for n, _ in hub.log].count("ema.safetensors") == 1, "BAGEL's 29 GB are not fetched"
+    assert (tmp_path/"BAGEL-7B-MoT/llm_config.json").is_file()
+    (tmp_path/"BAGEL-7B-MoT/vae_config.json").write_bytes(files["vae_config.json"]) # the released autoencoder has no such file
+    co = cooper.load(folder)
+    assert co.model.origin.kind == "cooper" and co.model.origin.coverage.complete
+
+
+@pytest.mark.parametrize("name", ["../outside.json", "/outside.json", "a/../../outside.json"])
+def test_a_hub_cannot_write_outside(hub, tmp_path, name):
+    hub.repos["model", "some/body"] = {name: b"{}"}
+    with pytest.raises(ValueError, match="some/body: file '.*outside.json'"): download("some/body", tmp_path/"in/side")
+    assert contents(tmp_path) == {} and hub.log == []
+
+
+def test_what_cannot_be_had_is_said(hub, tmp_path, capsys, monkeypatch):
+    with pytest.raises(ValueError, match="'coper' is unknown; expected one of bagel, cooper-amg, cooper, train-set"): download("coper")
+    assert main(["no/body", "--into", str(tmp_path)]) == 1
+    assert "cooper_download: no/body: the Hugging Face hub does not give it" in capsys.readouterr().err
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="offline"): download("bagel", tmp_path)
+
+
+def test_too_little_room_is_said_before_anything_is_fetched(hub, tmp_path, monkeypatch):
+    train_set(hub)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda p: type("Usage", (), dict(free=1000)))
+    with pytest.raises(ValueError, match="bytes more, and 1,000 are free"): download("train-set", tmp_path)
+    assert hub.log == []
+
+
+def test_the_console_script():
+    line, = re.findall(r"^console_scripts = (.*)$", (ROOT/"settings.ini").read_text(), re.M)
+    assert "cooper_download=cooper.model.checkpoint:main" in line.split()
+
+
+# Parts
+
+
+def archive(folder, data, name="set.tar.gz", size=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    for n, d in (split(data, size, f"{name}.part.a") if size else {name: data}).items(): (folder/n).write_bytes(d)
+    return folder
+
+
+@pytest.mark.parametrize("names", [["s.tar.00", "s.tar.01"], ["s.tar.part1", "s.tar.part2"], ["s.tgz.part-001", "s.tgz.part-002"], ["s.tar.gz.aa", "s.tar.gz.ab"],
+                                   [f"s.tar.part.{i}" for i in range(1, 12)], [f"s.tar.{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(30)]])
+def test_parts_are_put_in_order(tmp_path, names):
+    for n in names: (tmp_path/n).touch()
+    (tmp_path/"README.md").touch()
+    (parts,) = find_parts(tmp_path).values()
+    assert [p.name for p in parts] == names
+
+
+def test_parts_on_this_machine(tmp_path, capsys):
+    archive(tmp_path/"parts", tar(*[(n, FILE, d) for n, d in PICTURES.items()]), size=2000)
+    assert main([str(tmp_path/"parts"), "--parts", "--into", str(tmp_path/"files")]) == 0
+    assert contents(tmp_path/"files") == PICTURES and capsys.readouterr().out.strip() == str(tmp_path/"files")
+    assert unpack(tmp_path/"parts", tmp_path/"files") == tmp_path/"files", "unpacked already"
+    (tmp_path/"other").mkdir(); (tmp_path/"other/mine").write_text("x")
+    with pytest.raises(ValueError, match="other: exists, and was not unpacked from these parts"): unpack(tmp_path/"parts", tmp_path/"other")
+    assert contents(tmp_path/"other") == {"mine": b"x"}
+
+
+def test_a_killed_unpacking_goes_on(tmp_path, monkeypatch):
+    archive(tmp_path/"parts", tar(*[(n, FILE, d) for n, d in PICTURES.items()], ("link", SYM, "images")), size=2000)
+    written, chunks = [], checkpoint._Archive.chunks
+    def killed(self, entry):
+        if len(written) == 3: raise KeyboardInterrupt
+        written.append(entry.name)
+        yield from chunks(self, entry)
+    monkeypatch.setattr(checkpoint._Archive, "chunks", killed)
+    with pytest.raises(KeyboardInterrupt): unpack(tmp_path/"parts", tmp_path/"files")
+    assert not (tmp_path/"files").exists(), "nothing half-unpacked looks complete"
+    def counted(self, entry): written.append(entry.name); yield from chunks(self, entry)
+    monkeypatch.setattr(checkpoint._Archive, "chunks", counted)
+    assert contents(unpack(tmp_path/"parts", tmp_path/"files"))["images/5.png"] == PICTURES["images/5.png"]
+    assert sorted(written) == sorted(PICTURES), "each file is written once"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".unpacked-files.json", "files", "parts"]
+
+
+def test_other_parts_do_not_go_on_with_what_these_began(tmp_path, monkeypatch):
+    archive(tmp_path/"a", tar(("x", FILE, b"1" * 50), ("y", FILE, b"1" * 50))); archive(tmp_path/"b", tar(("x", FILE, b"2" * 50), ("y", FILE, b"2" * 50)))
+    link = os.replace
+    def killed(a, b):
+        if Path(b).name == "y": raise KeyboardInterrupt
+        link(a, b)
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt): unpack(tmp_path/"a", tmp_path/"files")
+    monkeypatch.setattr(os, "replace", link)
+    assert contents(unpack(tmp_path/"b", tmp_path/"files")) == {"x": b"2" * 50, "y": b"2" * 50}
+
+
+# Archives that nobody should trust
+
+
+def sparse(pax):
+    "A file that claims a gigabyte."
+    if not pax:
+        head = bytearray(tarfile.TarInfo("big").tobuf(tarfile.GNU_FORMAT)); head[156:157] = tarfile.GNUTYPE_SPARSE
+        head[386:398], head[483:495] = b"00000000000\0", b"07777777777\0"
+    else:
+        info = tarfile.TarInfo("big"); info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(2**30), "GNU.sparse.name": "big"}
+        head = bytearray(info.tobuf(tarfile.PAX_FORMAT))
+    at = len(head) - 512
+    head[at + 148:at + 156] = b" " * 8
+    head[at + 148:at + 156] = b"%06o\0 " % sum(head[at:])
+    return bytes(head) + bytes(1024)
+
+
+def long_header():
+    info = tarfile.TarInfo("x"); info.pax_headers = {"comment": "c" * 200_000}
+    return info.tobuf(tarfile.PAX_FORMAT) + bytes(1024)
+
+
+def rotten(data, at): return data[:at] + bytes([data[at] ^ 255]) + data[at + 1:]
+
+
+GOOD = tar(*[(n, FILE, d) for n, d in PICTURES.items()])
+PLAIN = tar(("a", FILE, b"x" * 2000), ("b", FILE, b"y"), mode="w")
+BAD = {
+    "traversal": (tar(("../evil", FILE, b"x")), "'../evil' climbs out"), "traversal inside": (tar(("a/../../evil", FILE, b"x")), "climbs out"),
+    "a folder outside": (tar(("../evil", FOLDER, b"")), "climbs out"),
+    "absolute": (tar(("/evil", FILE, b"x")), "is absolute"), "a drive": (tar(("C:evil", FILE, b"x")), "is absolute"),
+    "backslash": (tar(("a\\..\\..\\evil", FILE, b"x")), "backslash"), "control": (tar(("a\nb", FILE, b"x")), "control character"),
+    "long name": (tar(("n" * 300, FILE, b"x")), "more than 255 bytes"),
+    "symlink out": (tar(("a", SYM, "../../evil")), "symlink 'a' leads out"), "symlink absolute": (tar(("a", SYM, "/etc/passwd")), "leads out, to '/etc/passwd'"),
+    "symlink out from below": (tar(("d/e/a", SYM, "../../../evil")), "leads out"),
+    "written through a link": (tar(("d", FOLDER, b""), ("a", SYM, "d"), ("a/evil", FILE, b"x")), "'a' is a symlink and a folder at once"),
+    "a link behind its file": (tar(("a/evil", FILE, b"x"), ("a", SYM, "b"), ("b", FOLDER, b"")), "'a' is a symlink and a folder"),
+    "link to a link": (tar(("f", FILE, b"x"), ("a", SYM, "f"), ("b", SYM, "a")), "symlink 'b' leads to 'a', which is no file or folder"),
+    "link to nothing": (tar(("a", SYM, "b")), "symlink 'a' leads to 'b'"), "link to itself": (tar(("a", SYM, "a")), "leads to 'a'"),
+    "hard link out": (tar(("a", HARD, "/etc/passwd")), "hardlink 'a' leads out"), "hard link up": (tar(("a", HARD, "../evil")), "leads out"),
+    "hard link to a link": (tar(("f", FILE, b"x"), ("s", SYM, "f"), ("a", HARD, "s")), "hardlink 'a' leads to 's', which is no file"),
+    "device": (tar(("a", tarfile.CHRTYPE, "")), "a character device"), "block device": (tar(("a", tarfile.BLKTYPE, "")), "a block device"),
+    "pipe": (tar(("a", tarfile.FIFOTYPE, "")), "a pipe"), "socket": (tar(("a", b"9", "")), "of type b'9'"),
+    "twice": (tar(("a", FILE, b"x"), ("a", FILE, b"y")), "is there twice"), "twice in disguise": (tar(("a/b", FILE, b"x"), ("./a//b", FILE, b"y")), "'./a//b' is there twice"),
+    "file and folder": (tar(("a", FILE, b"x"), ("a/b", FILE, b"y")), "'a' is a file and a folder at once"), "a file for the folder": (tar((".", FILE, b"x")), "in the place of the folder"),
+    "sparse": (sparse(False), "sparse"), "sparse by its headers": (sparse(True), "sparse"), "long header": (long_header(), "an extended header of 200"),
+    "bomb": (tar(("zeros", FILE, bytes(2**23))), "a bomb"), "nothing": (tar(), "holds nothing"), "empty": (b"", "0 bytes"),
+    "no archive": (b"<html>404</html>" * 99, "unreadable header|not a tar|bad checksum|invalid header|truncated"), "bzip2": (tar(("a", FILE, b"x"), mode="w:bz2"), "is bzip2"),
+    "cut off": (GOOD[:-300], "damaged here"), "rotten": (rotten(GOOD, len(GOOD) // 2), "damaged|unreadable|checksum|header"), "rotten checksum": (rotten(GOOD, -6), "damaged"),
+    "cut off, plain": (PLAIN[:1500], "damaged|ends without"), "cut off between files": (PLAIN[:2560], "ends without the end marker"),
+    "rotten header, plain": (rotten(PLAIN, 2570), "unreadable header"), "more behind": (PLAIN + b"evil" * 200, "data behind the end"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_archives_are_refused_and_write_nothing(tmp_path, what):
+    data, words = BAD[what]
+    archive(tmp_path/"home/parts", data)
+    (tmp_path/"evil").write_text("canary")
+    with pytest.raises(ValueError, match=words) as e: unpack(tmp_path/"home/parts", tmp_path/"home/files")
+    assert "set.tar.gz" in str(e.value), "the message names the archive"
+    assert contents(tmp_path) == {"home/parts/set.tar.gz": data, "evil": b"canary"} and not (tmp_path/"home/files").exists()
+
+
+def test_limits(tmp_path):
+    archive(tmp_path/"parts", GOOD)
+    for limits, words in ((Limits(files=3), "more than 3 entries"), (Limits(bytes=4000), "brings the total to 4,500 bytes; expected at most 4,000"),
+                          (Limits(ratio=0.5, slack=10), "a bomb")):
+        with pytest.raises(ValueError, match=words): unpack(tmp_path/"parts", tmp_path/"files", limits)
+
+
+def test_no_room_is_said_before_anything_is_unpacked(tmp_path, monkeypatch):
+    archive(tmp_path/"parts", GOOD)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda p: type("Usage", (), dict(free=5000)))
+    with pytest.raises(ValueError, match="5,421 bytes are to be unpacked, and 5,000 are free"): unpack(tmp_path/"parts", tmp_path/"files")
+    assert not (tmp_path/"files").exists()
+
+
+def test_good_archives_are_unpacked_whole(tmp_path):
+    name = "Bilder/größe " + "é" * 60 + ".png"
+    entries = [("d", FOLDER, b""), ("d/empty", FILE, b""), (name, FILE, b"x"), ("d/s", SYM, f"../{name}"), ("h", HARD, name), ("e/up", SYM, "../d"), ("./f", FILE, b"y")]
+    for mode in ("w", "w:gz"):
+        folder = unpack(archive(tmp_path/mode[2:] / "parts", tar(*entries, mode=mode)), tmp_path/mode[2:]/"files")
+        assert (folder/"d/s").read_bytes() == (folder/"h").read_bytes() == b"x" and (folder/"d/empty").read_bytes() == b"" and (folder/"e/up").is_dir()
+        assert (folder/"f").read_bytes() == b"y" and not (folder/"f").stat().st_mode & 0o7000
+
+
+def test_a_part_in_the_middle_is_blamed(tmp_path):
+    archive(tmp_path/"parts", rotten(GOOD, 3000), size=2000)
+    with pytest.raises(ValueError, match=r"set.tar.gz.part.a[bc]: "): survey(find_parts(tmp_path/"parts")["set.tar.gz"])
