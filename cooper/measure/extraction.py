@@ -4,15 +4,14 @@
 
 # %% ../../nbs/42_extraction.ipynb #fddf995d
 from __future__ import annotations
-import hashlib, json, math, re
+import hashlib, json, re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from fastcore.basics import patch
-from ..core import NotBuilt, resolve, write_whole
+from ..core import resolve, write_whole
 from .benchmarks import Table
-from .protocols import Exam, Item, read_item, scores
+from .protocols import Item, scores
 from ..model.traces import after_thoughts
-from ..reason.answers import UNITS, Reading, only_number, parse_number
+from ..reason.answers import UNITS, Reading, parse_number
 
 # %% auto #0
 __all__ = ['SIBENCH_MCQ', 'SIBENCH_YN', 'SIBENCH_NUMBER', 'QSPATIAL', 'MMVET', 'GUARDED', 'FORMS', 'VARIANTS', 'guarded_prompt',

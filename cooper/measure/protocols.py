@@ -12,7 +12,7 @@ import numpy as np
 from fastcore.basics import patch
 from PIL import Image
 from ..core import NotBuilt, read_jsonl, resolve, seed_for
-from .benchmarks import Benchmark, Estimate, Table, bootstrap
+from .benchmarks import Benchmark, Estimate, bootstrap
 from ..model.traces import after_thoughts
 from ..reason.answers import UNITS, Reading, choose, inline_options, letter, mean_relative_accuracy, normalise, only_number, parse_number, read
 

@@ -5,12 +5,11 @@
 # %% ../../nbs/47_records.ipynb #4ca156e8
 from __future__ import annotations
 import fcntl, hashlib, json, math, os, time
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 import numpy as np
-from ..core import NotBuilt, progress, read_jsonl, resolve, seed_for, write_whole
-from .benchmarks import Estimate, Table, bootstrap, fingerprint
-from .protocols import Exam, Item, read_item, scores
+from ..core import progress, read_jsonl, resolve, seed_for, write_whole
+from .benchmarks import Table, bootstrap, fingerprint
+from .protocols import Exam, read_item, scores
 from ..reason.answers import Reading
 
 # %% auto #0
