@@ -72,7 +72,7 @@ def test_choices_that_overlap():
 
 def test_letters_only_where_shown():
     assert choose("A", NAMES) == 0 and choose("A", NAMES, letters=False) is None
-    assert [letter(t) for t in ("a red cube", "an apple", "Apple", "", "AB", "I")] == [None]*6
+    assert [letter(t) for t in ("a red cube", "an apple", "Apple", "", "AB", "I, too")] == [None]*6
     assert same("(B) red", "B") and same("b", "(B)") and not same("(A)", "B") and not same("A and B", "B") and not same("A, B", "B")
 
 @pytest.mark.parametrize("text,value", [("yes", True), ("No.", False), ("Yes, there is.", True), ("true", True), ("The answer is no", False), ("no yes", None), ("", None), ("not yes", None),

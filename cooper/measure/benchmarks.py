@@ -22,7 +22,7 @@ from ..reason.answers import judge
 from ..reason.data import KINDS, Question, place, questions
 
 # %% auto #0
-__all__ = ['LATER', 'Estimate', 'bootstrap', 'Table', 'Benchmark', 'scene_questions', 'benchmark', 'traces', 'record',
+__all__ = ['FILES', 'LATER', 'Estimate', 'bootstrap', 'Table', 'Benchmark', 'scene_questions', 'benchmark', 'traces', 'record',
            'fingerprint', 'evaluate', 'summarise', 'grid', 'compare', 'resized_depth', 'resized_labels', 'Case',
            'read_case', 'mean_maps', 'Perception', 'perception', 'segmented', 'summarise_perception', 'EvalParameters',
            'save_tables']
@@ -162,8 +162,8 @@ def scene_questions(
     return Benchmark("scenes", folder, tuple(_spread([found[k][:n] for k, n in shares.items()])), {k: _common(qs) for k, qs in found.items()})
 
 # %% ../../nbs/41_benchmarks.ipynb #6acc995f
-LATER = ("sibench", "cv-bench", "blink", "mmvp", "mmbench", "q-spatial", "vsr", "sat", "vsi-bench", "nyu", "kitti",
-         "vlmevalkit", "lmms-eval", "extraction")
+FILES = ("sibench", "cv-bench", "blink", "mmvp", "mmbench", "3dsrbench", "q-spatial", "vsr", "sat", "vsi-bench", "clevr-cogent", "superclevr", "pixmo-count", "mm-vet")
+LATER = ("nyu", "kitti", "vkitti", "ade20k", "spar-bench", "spatialviz", "vlmevalkit", "lmms-eval")
 
 def benchmark(
     name: str = "scenes",
@@ -172,7 +172,8 @@ def benchmark(
     "A benchmark by name. NotBuilt for the known ones that this release does not have."
     if name == "scenes": return scene_questions(**options)
     if name.lower() in LATER: raise NotBuilt(f"benchmark '{name.lower()}'", "benchmark('scenes') asks about rendered scenes, by answer rules")
-    raise ValueError(f"benchmark {name!r} is unknown; expected 'scenes' (later: {', '.join(LATER)})")
+    if name.lower() in FILES: raise ValueError(f"benchmark '{name.lower()}' comes as a file of its owner; read it with cooper.measure.protocols.open_exam('{name.lower()}', file)")
+    raise ValueError(f"benchmark {name!r} is unknown; expected 'scenes' (from files, by open_exam: {', '.join(FILES)}; later: {', '.join(LATER)})")
 
 # %% ../../nbs/41_benchmarks.ipynb #2fc3a505
 def traces(
