@@ -27,7 +27,7 @@ __all__ = ['COLOURS', 'CHECKPOINTS', 'WRONG', 'RECIPE', 'Plate', 'accuracy_figur
 class Plate:
     "A matplotlib figure that shows itself in a notebook and can be saved."
     figure: object # matplotlib Figure
-    dpi: int = 84
+    dpi: int = 78
     def _repr_png_(self) -> bytes:
         buffer, small = io.BytesIO(), io.BytesIO()
         self.figure.savefig(buffer, format="png", dpi=self.dpi, facecolor="white")
