@@ -118,6 +118,16 @@ def twice(f):
     shards(f); a, b = f/"ema-00001-of-00003.safetensors", f/"ema-00002-of-00003.safetensors"
     one = load_file(a); save_file(load_file(b) | {next(iter(one)): one[next(iter(one))]}, b)
 def swap(f): a, b = f/"ema.safetensors", f/"ae.safetensors"; x = a.read_bytes(); a.write_bytes(b.read_bytes()); b.write_bytes(x)
+def table(t): return weights(lambda s: s | {"latent_pos_embed.pos_embed": t})
+def empty_index(f): (f/"ema.safetensors").unlink(); (f/"ema.safetensors.index.json").write_text('{"weight_map": {}}')
+def shard_of_none(f): (f/"ema.safetensors").rename(f/"ema-00001-of-00000.safetensors")
+def without_tables(**values): return lambda f: [weights(lambda s: {n: t for n, t in s.items() if n not in TABLES.values()})(f), edit("config.json", **values)(f)]
+def more_words(f):
+    words = json.loads((f/"tokenizer.json").read_text())
+    words["model"]["vocab"] |= {f"word{i}": 1000 + i for i in range(9)}
+    (f/"tokenizer.json").write_text(json.dumps(words))
+def no_special_words(f):
+    edit("tokenizer.json", added_tokens=[])(f); edit("tokenizer_config.json", added_tokens_decoder=None, additional_special_tokens=None)(f)
 def with_nan(s): s["llm2vae.bias"][0] = float("nan")
 
 
@@ -146,6 +156,16 @@ BROKEN = {
     "a shard lost, no index": (lose_shard_without_index, "ema-00002-of-00003.safetensors missing, 1 of 3 shards"),
     "an index that leads out": (index_outside, "names '../ema-00002-of-00003.safetensors'; expected a file beside the index"), "a tensor twice": (twice, "stands in ema-00001-of-00003.safetensors, too"),
     "both layouts": (put("config.json", b'{"model_type": "cooper"}'), "which is our layout, but llm_config.json, vit_config.json, ema.safetensors of the released layout"),
+    "no heads": (edit("llm_config.json", num_attention_heads=0), "llm_config.json: 'num_attention_heads' is 0; expected a whole number above 0"),
+    "no layers": (edit("vit_config.json", num_hidden_layers=-1), "vit_config.json: 'num_hidden_layers' is -1"), "a rotary base of words": (edit("llm_config.json", rope_theta="x"), "'rope_theta' is 'x'; expected a number above 0"),
+    "no rotary base": (edit("llm_config.json", rope_theta=0), "'rope_theta' is 0"), "scaled positions": (edit("llm_config.json", rope_scaling=dict(type="yarn", factor=4.0)), "'rope_scaling' is of type 'yarn'"),
+    "an unknown activation": (edit("llm_config.json", hidden_act="loud"), "'hidden_act' is 'loud'"), "another activation": (edit("config.json", connector_act="loud"), "'connector_act' is 'loud'"),
+    "a side of words": (without_tables(max_latent_size="big"), "'max_latent_size' is 'big'"), "no and yes": (edit("config.json", interpolate_pos="no"), "'interpolate_pos' is 'no'; expected true or false"),
+    "a negative shift": (edit("config.json", timestep_shift=-1), "'timestep_shift' is -1"), "latents divided by zero": (edit("vae_config.json", scale_factor=0), "'scale_factor' is 0; expected a number above 0"),
+    "nested too deep": (put("llm_config.json", b"[" * 100_000), "llm_config.json: nested too deep"), "a table that is a number": (table(torch.tensor(1.0)), r"'latent_pos_embed.pos_embed' is \(\); expected"),
+    "an empty table": (table(torch.zeros(0, 64)), r"is \(0, 64\); expected"), "an empty index": (empty_index, "'weight_map' is no object of file names"), "a shard of none": (shard_of_none, "are shards of no one set"),
+    "the words of another": (more_words, "the tokenizer's ids go up to 1,008, and the model has 320 words; they are of two different models"),
+    "no special words": (no_special_words, r"bagel-tiny: the tokenizer of \d+ tokens lacks"),
     "a tokenizer without its words": (put("tokenizer.json", b'{"version": "1.0"}'), "tokenizer.json: cannot be read as a tokenizer"),
 }
 
@@ -153,6 +173,37 @@ BROKEN = {
 @pytest.mark.parametrize("what", BROKEN)
 def test_broken_checkpoints_are_refused(folder, what):
     damage, words = BROKEN[what]
+    damage(folder)
+    with pytest.raises(ValueError, match=words) as e: cooper.load(folder, show=False)
+    assert str(folder) in str(e.value), "the message names the folder or file"
+
+
+def protocol(change):
+    def damage(f):
+        stored = json.loads((f/"processor_config.json").read_text())
+        change(stored["protocol"]); (f/"processor_config.json").write_text(json.dumps(stored))
+    return damage
+
+
+OWN = {
+    "clean": (edit("processor_config.json", clean=[0, 0, 0]), r"'clean' is \[0, 0, 0\]; expected longest side, shortest side, and a multiple of 16"),
+    "order": (edit("processor_config.json", clean=[32, 64, 16]), r"'clean' is \[32, 64, 16\]"), "stride": (edit("processor_config.json", vision=[112, 56, 10]), "a multiple of 14 as stride"),
+    "larger": (edit("processor_config.json", clean=[4096, 2048, 16]), "'clean' allows sides of 4096 pixels, 256 cells; the position table of the model has 8"),
+    "another's ids": (edit("config.json", start_of_image=10), "'start_of_image' is 10 in the configuration and 305 in the tokenizer"),
+    "generation": (put("generation_config.json", b"{"), "generation_config.json:1: not JSON"), "generation list": (put("generation_config.json", b"[]"), "generation_config.json: holds a list"),
+    "scale": (lambda f: edit("config.json", vae_config=json.loads((f/"config.json").read_text())["vae_config"] | dict(scaling_factor=0))(f), "'scale_factor' is 0"),
+    "sampler": (protocol(lambda p: p.update(sampler=None)), "protocol: 'sampler' is None; expected an object"), "more": (protocol(lambda p: p["sampler"].update(speed=1)), "'sampler' has speed; expected num_timesteps"),
+    "system": (protocol(lambda p: p["system"].update(direct=5)), "'system.direct' is 5; expected words"), "systems": (protocol(lambda p: p.update(system=list(p["system"]))), "'system' is .*; expected an object"),
+    "turns": (protocol(lambda p: p.update(max_turns="three")), "'max_turns' is 'three'; expected a whole number above 0"), "reflection": (protocol(lambda p: p.update(reflection=7)), "'reflection' is 7; expected words"),
+    "depth": (protocol(lambda p: p.update(modalities=[["depth", dict(near=5.0, far=1.0)]])), "has near 5.0 and far 1.0; expected two numbers, the smaller one first"),
+    "palette": (protocol(lambda p: p.update(modalities=[["segmentation", dict(palette=[["a", [1, 2]]])]])), r"gives 'a' the colour \[1, 2\]"),
+}
+
+
+@pytest.mark.parametrize("what", OWN)
+def test_broken_folders_of_ours_are_refused(golden, tmp_path, what):
+    folder = save_model(*golden, tmp_path/"own")
+    damage, words = OWN[what]
     damage(folder)
     with pytest.raises(ValueError, match=words) as e: cooper.load(folder, show=False)
     assert str(folder) in str(e.value), "the message names the folder or file"
@@ -185,6 +236,17 @@ def test_bagel_that_is_asked_for_depth(golden, folder, tmp_path):
 def test_a_model_that_never_learned_to_draw_is_noticed(folder):
     weights(lambda s: s["llm2vae.weight"].zero_())(folder)
     with pytest.warns(UserWarning, match="'llm2vae.weight' is all zeros"): load_model(folder)
+
+
+def test_a_drawing_expert_that_is_a_copy_is_noticed(folder):
+    weights(lambda s: s | {n: s[n.replace("_moe_gen", "")].clone() for n in s if "_moe_gen" in n})(folder)
+    with pytest.warns(UserWarning, match="the drawing expert is the understanding expert, bit for bit, as before any training"): load_model(folder)
+
+
+def test_two_sets_of_weights_are_noticed(golden, folder):
+    "COOPER's GRPO loads ema and writes model: beside each other, one of them is meant."
+    shutil.copy(folder/"ema.safetensors", folder/"model.safetensors"); weights(lambda s: s["llm2vae.weight"].mul_(3), "model.safetensors")(folder)
+    with pytest.warns(UserWarning, match="holds ema and model weights; ema is read"): assert loss(load_model(folder)[0]) == loss(golden[0])
 
 
 # Types, devices, memory

@@ -1,5 +1,5 @@
 "Fetching and unpacking: a hub on this machine that breaks off, rots and lies, and archives that nobody should trust."
-import hashlib, io, json, os, re, tarfile, threading
+import hashlib, io, json, os, re, subprocess, sys, tarfile, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -209,7 +209,9 @@ def test_too_little_room_is_said_before_anything_is_fetched(hub, tmp_path, monke
     assert hub.log == []
 
 
-def test_the_console_script():
+def test_the_console_script(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "cooper.model.checkpoint", "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stdout.startswith("usage: cooper_download") and "cooper-amg" in done.stdout and not done.stderr
     line, = re.findall(r"^console_scripts = (.*)$", (ROOT/"settings.ini").read_text(), re.M)
     assert "cooper_download=cooper.model.checkpoint:main" in line.split()
 
@@ -303,7 +305,7 @@ BAD = {
     "a folder outside": (tar(("../evil", FOLDER, b"")), "climbs out"),
     "absolute": (tar(("/evil", FILE, b"x")), "is absolute"), "a drive": (tar(("C:evil", FILE, b"x")), "is absolute"),
     "backslash": (tar(("a\\..\\..\\evil", FILE, b"x")), "backslash"), "control": (tar(("a\nb", FILE, b"x")), "control character"),
-    "long name": (tar(("n" * 300, FILE, b"x")), "more than 255 bytes"),
+    "long path": (tar(("/".join(["d"] * 1500), FILE, b"x")), "is a path of 2,999 bytes; expected at most 2,048"), "long name": (tar(("n" * 300, FILE, b"x")), "more than 255 bytes"),
     "symlink out": (tar(("a", SYM, "../../evil")), "symlink 'a' leads out"), "symlink absolute": (tar(("a", SYM, "/etc/passwd")), "leads out, to '/etc/passwd'"),
     "symlink out from below": (tar(("d/e/a", SYM, "../../../evil")), "leads out"),
     "written through a link": (tar(("d", FOLDER, b""), ("a", SYM, "d"), ("a/evil", FILE, b"x")), "'a' is a symlink and a folder at once"),

@@ -516,10 +516,27 @@ def test_single_drawings(golden):
 
 
 def assert_coloured(depth, expected, what):
-    "Coloured depth: a depth that differs by less than a level may fall into the next of 256 colours."
-    rows = spectral() * 255
-    step = np.abs(np.diff(rows, axis=0)).max() + 3
-    close(np.asarray(depth.show(), np.int16), expected, what, step)
+    "Coloured depth: pictures agree within 3 of 255, which is one of the 256 colours; and where our depth is clear of the edge of its colour, exactly."
+    same_picture(depth.show(), expected, what)
+    scaled = depth.code * 256
+    clear = np.abs(scaled - np.rint(scaled)) > 256 * 1e-3
+    off = np.abs(np.asarray(depth.show(), int) - np.asarray(expected, int)).max(-1)
+    assert not off[clear].any(), f"{what}: {(off[clear] > 0).sum()} of {clear.sum()} pixels have another colour, away from its edge"
+
+
+def test_the_tolerance_of_coloured_depth():
+    "The colours of two neighbouring depths differ by less than the 3 of 255 that a picture may be off; those of two a step apart may not pass, nor may rounding."
+    steps = np.abs(np.diff((spectral() * 255).astype(np.uint8).astype(int), axis=0)).max(1)
+    assert steps.max() == 3
+    code = (np.arange(256, dtype=np.float32).reshape(16, 16) + 0.5) / 256
+    coloured = lambda x: np.array(DepthMap(x, 0, 1).show())
+    assert_coloured(DepthMap(code + 1e-4, 0, 1), coloured(code), "a little off")
+    edge = np.float32(0.5) + np.float32([[-1e-5, 1e-5]]) # the colours of 127 and 128
+    assert_coloured(DepthMap(edge, 0, 1), coloured(edge[:, ::-1]), "on the edge of a colour")
+    for wrong in (code + 1 / 256, code - 1 / 256, code + 2 / 256, 1 - code, code * 0.98):
+        with pytest.raises(AssertionError): assert_coloured(DepthMap(np.clip(code, 0, 1), 0, 1), coloured(np.clip(wrong, 0, 1)), "another depth")
+    rounded = (spectral() * 255)[np.minimum(np.rint(code * 256 + 0.25), 255).astype(int)].astype(np.uint8)
+    with pytest.raises(AssertionError): assert_coloured(DepthMap(code, 0, 1), rounded, "rounded, not cut")
 
 
 # The cooperative loop

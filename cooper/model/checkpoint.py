@@ -11,24 +11,26 @@ from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 import torch
 from fastcore.basics import patch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoTokenizer, GenerationConfig, Qwen2Config, Qwen2TokenizerFast, SiglipVisionConfig
+from transformers.activations import ACT2FN
 from transformers.utils import logging
 from ..core import NotBuilt, in_notebook, progress, resolve, write_whole
 from .modeling import CooperConfig, CooperForConditionalGeneration, sincos_2d, vae_config
 from .processor import CooperProcessor, as_released
+from .transformer import rope_theta
 
 # %% auto #0
 __all__ = ['OURS', 'RELEASED', 'BASE', 'TABLES', 'PARTS', 'PROBES', 'DTYPES', 'SMALL', 'QUANTIZED', 'FIELDS', 'BAGEL',
-           'save_pretrained', 'SOURCES', 'layout', 'read_json', 'read_weights', 'check_fields', 'Head', 'weight_files',
-           'heads', 'released_config', 'released_vae', 'check_tables', 'vae_names', 'released_vae_names', 'part_of',
-           'Coverage', 'cover', 'same_weights', 'named', 'Origin', 'warn_if_plain', 'find_base', 'released_files',
-           'choose_dtype', 'tensors', 'fill', 'check_quantization', 'quantized', 'deal', 'place', 'spread', 'locate',
-           'quiet', 'load_model', 'model_card', 'save_model', 'export_released', 'find_parts', 'damage', 'check_sizes',
-           'Limits', 'inside', 'survey', 'unpack', 'download', 'main']
+           'save_pretrained', 'SOURCES', 'layout', 'read_json', 'read_weights', 'check_fields', 'check_sides', 'Head',
+           'weight_files', 'heads', 'released_config', 'released_vae', 'check_tables', 'vae_names',
+           'released_vae_names', 'part_of', 'Coverage', 'cover', 'same_weights', 'named', 'Origin', 'warn_if_plain',
+           'find_base', 'released_files', 'choose_dtype', 'tensors', 'fill', 'check_quantization', 'quantized', 'deal',
+           'place', 'spread', 'blank_model', 'check_words', 'locate', 'quiet', 'load_model', 'model_card', 'save_model',
+           'export_released', 'find_parts', 'damage', 'check_sizes', 'Limits', 'inside', 'survey', 'unpack', 'download',
+           'main']
 
 # %% ../../nbs/06_checkpoint.ipynb #d1ba7964
 OURS = ("config.json", "model.safetensors", "processor_config.json", "tokenizer_config.json", "tokenizer.json")
@@ -65,6 +67,7 @@ def read_json(path: Path) -> dict:
     try: value = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as e: raise ValueError(f"{path}:{e.lineno}: not JSON ({e.msg})") from None
     except UnicodeDecodeError as e: raise ValueError(f"{path}: not text ({e.reason} at byte {e.start}); expected JSON in UTF-8") from None
+    except RecursionError: raise ValueError(f"{path}: nested too deep; expected an object") from None
     if not isinstance(value, dict): raise ValueError(f"{path}: holds a {type(value).__name__}; expected an object")
     return value
 
@@ -85,6 +88,13 @@ def check_fields(path: Path, fields: tuple[str, ...]) -> dict:
     value = read_json(path)
     missing = [repr(f) for f in fields if _lacks(value, f)]
     if missing: raise ValueError(f"{path}: {', '.join(missing)} missing; expected the values that the checkpoint was trained with")
+    return value
+
+def check_sides(path: Path, fields: tuple[str, ...]) -> dict:
+    "The object of a JSON file in which all `fields` are whole numbers above 0."
+    value = check_fields(path, fields)
+    for k in fields:
+        if type(value[k]) is not int or value[k] < 1: raise ValueError(f"{path}: '{k}' is {value[k]!r}; expected a whole number above 0")
     return value
 
 # %% ../../nbs/06_checkpoint.ipynb #2bb263d1
@@ -110,7 +120,7 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
     if index.is_file(): return _indexed(index)
     shards = sorted(folder.glob(f"{stem}-*-of-*.safetensors"))
     count = {p.name.rsplit("-of-", 1)[1].removesuffix(".safetensors") for p in shards}
-    if len(count) != 1 or not all(c.isdigit() for c in count): raise ValueError(f"{folder}: {[p.name for p in shards]} are shards of no one set")
+    if len(count) != 1 or not all(c.isdigit() and int(c) for c in count): raise ValueError(f"{folder}: {[p.name for p in shards]} are shards of no one set")
     names = [f"{stem}-{i:05d}-of-{n}.safetensors" for n in count for i in range(1, int(n) + 1)]
     lacking = [name for name in names if not (folder / name).is_file()]
     if lacking: raise ValueError(f"{folder}: {', '.join(lacking[:4])} missing, {len(lacking)} of {len(names)} shards")
@@ -118,7 +128,7 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
 
 def _indexed(index):
     places = check_fields(index, ("weight_map",))["weight_map"]
-    if not isinstance(places, dict) or not all(isinstance(v, str) for v in places.values()):
+    if not isinstance(places, dict) or not places or not all(isinstance(v, str) for v in places.values()):
         raise ValueError(f"{index}: 'weight_map' is no object of file names; expected tensor name -> file name")
     files = Counter(places.values())
     for name, n in files.items():
@@ -160,8 +170,8 @@ def released_config(
 ) -> CooperConfig:
     "The configuration of a checkpoint in the released layout."
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    vit = check_fields(folder / "vit_config.json", (*sizes, "patch_size", "image_size"))
-    llm = check_fields(folder / "llm_config.json", (*sizes, "num_key_value_heads", "vocab_size"))
+    vit = check_sides(folder / "vit_config.json", (*sizes, "patch_size", "image_size"))
+    llm = check_sides(folder / "llm_config.json", (*sizes, "num_key_value_heads", "vocab_size"))
     extra = read_json(folder / "config.json") if _has(folder, "config.json") else {}
     vit["num_hidden_layers"] -= 1 # vit_select_layer -2
     aside = (autoencoder or folder) / "vae_config.json"
@@ -184,8 +194,8 @@ def check_tables(
 ):
     "ValueError unless each table is the fixed one of a square."
     for name, table in tables.items():
-        side = math.isqrt(len(table))
-        if tuple(table.shape) != (side * side, width):
+        side = math.isqrt(len(table)) if table.ndim == 2 else 0
+        if not side or tuple(table.shape) != (side * side, width):
             raise ValueError(f"{source}: '{name}' is {tuple(table.shape)}; expected (side * side, {width}), one row for each cell of a square")
         error = (table.float() - sincos_2d(side, width)).abs().max().item()
         if not error <= 0.004: # nor a nan
@@ -491,17 +501,49 @@ def spread(model: CooperForConditionalGeneration, devices: list[torch.device]):
     layers[-1].register_forward_hook(lambda layer, args, out: out.to(home))
     model.devices = devices
 
-# %% ../../nbs/06_checkpoint.ipynb #76819a69
+# %% ../../nbs/06_checkpoint.ipynb #8e593bf0
+def blank_model(config: CooperConfig) -> CooperForConditionalGeneration: # on the meta device
+    "A model without weights. ValueError for values by which it could be built and would compute nonsense."
+    text, vae = config.text_config, config.vae_config
+    rope = getattr(text, "rope_parameters", None) or {}
+    for name, value in (("rope_theta", rope_theta(text)), ("scale_factor", vae["scaling_factor"]), ("timestep_shift", config.timestep_shift)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise ValueError(f"'{name}' is {value!r}; expected a number above 0")
+    shift = vae["shift_factor"]
+    if not isinstance(shift, (int, float)) or not math.isfinite(shift): raise ValueError(f"'shift_factor' is {shift!r}; expected a number")
+    for name in ("latent_patch_size", *TABLES):
+        if type(n := getattr(config, name)) is not int or n < 1: raise ValueError(f"'{name}' is {n!r}; expected a whole number above 0")
+    if not isinstance(config.interpolate_pos, bool): raise ValueError(f"'interpolate_pos' is {config.interpolate_pos!r}; expected true or false")
+    kind = rope.get("rope_type", "default")
+    if kind != "default": raise ValueError(f"'rope_scaling' is of type {kind!r}; expected none: BAGEL's positions are not scaled")
+    for name, act in (("hidden_act", text.hidden_act), ("hidden_act", config.vision_config.hidden_act), ("connector_act", config.connector_act)):
+        if act not in ACT2FN: raise ValueError(f"'{name}' is {act!r}; expected an activation such as 'silu' or 'gelu_pytorch_tanh'")
+    with torch.device("meta"): return CooperForConditionalGeneration(config)
+
+def check_words(folder: Path, config: CooperConfig, processor: CooperProcessor):
+    "ValueError unless the ids of the tokenizer are the model's."
+    rows, ids = config.text_config.vocab_size, max(processor.tokenizer.get_vocab().values()) + 1
+    if ids > rows: raise ValueError(f"{folder}: the tokenizer's ids go up to {ids - 1:,}, and the model has {rows:,} words; they are of two different models")
+    for name in ("start_of_image", "end_of_image"):
+        mine, its = getattr(config, name), getattr(processor, name)
+        if mine != its: raise ValueError(f"{folder}: '{name}' is {mine} in the configuration and {its} in the tokenizer; they are of two different models")
+
+# %% ../../nbs/06_checkpoint.ipynb #63f167cb
 def _load_released(folder, where, base, protocol, clean, vision):
     files = released_files(folder, base)
+    if _stem(folder, "ema") and _stem(folder, "model"):
+        warnings.warn(f"{folder}: holds ema and model weights; ema is read. COOPER's GRPO writes model: move ema away to read that", stacklevel=2)
     tokenizer = _tokenizer(Qwen2TokenizerFast.from_pretrained, files["tokenizer"])
     stored, ae = heads(files["weights"]), heads([files["autoencoder"] / "ae.safetensors"])
     with_tables = {name: _tensor(stored[name]) for name in TABLES.values() if name in stored}
+    check_tables(files["weights"][0], with_tables, check_sides(files["configuration"] / "llm_config.json", ("hidden_size",))["hidden_size"])
     kind = _kind(folder, where, stored, files["base"])
-    processor = CooperProcessor(tokenizer, protocol, *_released_sizes(with_tables, clean, vision, kind))
-    config = _released_config(files, with_tables, processor)
-    check_tables(files["weights"][0], with_tables, config.text_config.hidden_size)
-    with torch.device("meta"): model = CooperForConditionalGeneration(config)
+    try: processor = CooperProcessor(tokenizer, protocol, *_released_sizes(with_tables, clean, vision, kind))
+    except ValueError as e: raise ValueError(f"{files['tokenizer']}: {e}") from None
+    config = _sound(files["configuration"], lambda: released_config(files["configuration"], with_tables, processor.start_of_image,
+                                                                    processor.end_of_image, files["autoencoder"]))
+    model = _sound(files["configuration"], lambda: blank_model(config))
+    check_words(files["tokenizer"], config, processor)
     blank = vae_names({n: torch.empty(h.shape, device="meta") for n, h in ae.items()}, len(config.vae_config["block_out_channels"]))
     found = stored | {f"vae.{n}": Head(h.path, h.name, tuple(t.shape), h.dtype) for (n, t), h in zip(blank.items(), ae.values())}
     faults, dtypes = cover(model.state_dict(), found), {n: h.dtype for n, h in (stored | ae).items()}
@@ -520,10 +562,10 @@ def _kind(folder, where, stored, base):
     if kind == "cooper": warnings.warn(f"{folder}: its weights are those of {base}, bit for bit; what is called COOPER here is BAGEL", stacklevel=2)
     return "bagel"
 
-def _released_config(files, tables, processor):
-    folder = files["configuration"]
-    try: return released_config(folder, tables, processor.start_of_image, processor.end_of_image, files["autoencoder"])
-    except (KeyError, TypeError, AttributeError, StrictDataclassError) as e:
+def _sound(folder, make): # what `make` builds from configuration files; whatever goes wrong there becomes a ValueError with their names
+    try: return make()
+    except Exception as e:
+        if isinstance(e, ValueError) and f"{folder}/" in str(e): raise
         raise ValueError(f"{folder}: llm_config.json, vit_config.json or vae_config.json have no sound sizes ({type(e).__name__}: {e})") from None
 
 def _released_sizes(tables, clean, vision, kind): # (max, min, stride) of pictures: as released, or less where the position tables are smaller
@@ -531,7 +573,7 @@ def _released_sizes(tables, clean, vision, kind): # (max, min, stride) of pictur
     longest, seen, most = 16 * min(side("max_latent_size"), 64), 14 * side("vit_max_num_patch_per_side"), 980 if kind == "bagel" else 518
     return clean or (longest, longest // 2, 16), vision or ((most, 224, 14) if seen >= most else (seen, seen // 2, 14))
 
-# %% ../../nbs/06_checkpoint.ipynb #63f167cb
+# %% ../../nbs/06_checkpoint.ipynb #aa52ccfa
 _TEXT = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size", "hidden_act",
          "rms_norm_eps", "rope_parameters.rope_theta")
 _VISION = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size", "hidden_act", "layer_norm_eps")
@@ -539,14 +581,13 @@ FIELDS = ("latent_patch_size", "max_latent_size", "vit_max_num_patch_per_side", 
           "start_of_image", "end_of_image", *(f"text_config.{k}" for k in _TEXT), *(f"vision_config.{k}" for k in _VISION),
           *(f"vae_config.{k}" for k in vae_config([8], 4, 1, 1.0, 0.0))) # of config.json
 
-# %% ../../nbs/06_checkpoint.ipynb #b5d448f8
+# %% ../../nbs/06_checkpoint.ipynb #4c45ef53
 def _own_config(path): # of a config.json
     kind = read_json(path).get("model_type")
     if kind != "cooper": raise ValueError(f"{path}: 'model_type' is {kind!r}; expected 'cooper'")
     check_fields(path, FIELDS)
     try:
-        config = CooperConfig.from_pretrained(path.parent)
-        with torch.device("meta"): return CooperForConditionalGeneration(config)
+        return blank_model(CooperConfig.from_pretrained(path.parent))
     except Exception as e: raise ValueError(f"{path}: no model can be built from it ({type(e).__name__}: {e})") from None
 
 def _own_processor(folder, protocol, clean, vision):
@@ -560,16 +601,28 @@ def _own_processor(folder, protocol, clean, vision):
     try: return CooperProcessor(tokenizer, **values)
     except ValueError as e: raise ValueError(f"{path}: {e}") from None
 
+def _check_sides_of_pictures(path, g, processor): # against the cells and position tables of the model
+    for name, (longest, shortest, stride), cell, side in (("clean", processor.clean, g.latent_stride, g.latent_side),
+                                                          ("vision", processor.vision, g.vision_patch, g.vision_side)):
+        if not 0 < shortest <= longest or stride < 1 or stride % cell:
+            raise ValueError(f"{path}: '{name}' is {[longest, shortest, stride]}; expected longest side, shortest side, and a multiple of {cell} as stride")
+        if longest // cell > side and not g.interpolate:
+            raise ValueError(f"{path}: '{name}' allows sides of {longest} pixels, {longest // cell} cells; the position table of the model has {side}")
+
 def _load_own(folder, where, base, protocol, clean, vision):
     if base is not None: raise ValueError(f"{folder}: is in our layout, which needs no base; {base} was given")
     model = _own_config(folder / "config.json")
     found = heads(weight_files(folder, "model"))
     coverage = cover(model.state_dict(), found)
     coverage.check(folder / "model.safetensors")
-    if (folder / "generation_config.json").is_file(): model.generation_config = GenerationConfig.from_pretrained(folder)
-    return model, _own_processor(folder, protocol, clean, vision), found, Origin(where, "own", "", coverage)
+    if (words := folder / "generation_config.json").is_file():
+        try: model.generation_config = GenerationConfig(**read_json(words))
+        except (TypeError, ValueError) as e: raise ValueError(f"{words}: {str(e).removeprefix(f'{words}: ')}") from None
+    processor = _own_processor(folder, protocol, clean, vision)
+    check_words(folder, model.config, processor); _check_sides_of_pictures(folder / "processor_config.json", model.config.geometry, processor)
+    return model, processor, found, Origin(where, "own", "", coverage)
 
-# %% ../../nbs/06_checkpoint.ipynb #da1f8dd9
+# %% ../../nbs/06_checkpoint.ipynb #140da9cb
 BAGEL = "ByteDance-Seed/BAGEL-7B-MoT"
 _NEEDED = ["*.json", "*.safetensors", "merges.txt", "vocab.json"]
 _SMALL_FILES = ["llm_config.json", "vit_config.json", "config.json", "ae.safetensors", "tokenizer*.json", "vocab.json", "merges.txt", "README.md", "LICENSE*"]
@@ -599,7 +652,7 @@ def locate(
 
 def _is_id(where): return re.fullmatch(r"[\w.-]+/[\w.-]+", str(where)) is not None and not resolve(where).parent.is_dir()
 
-# %% ../../nbs/06_checkpoint.ipynb #4c45ef53
+# %% ../../nbs/06_checkpoint.ipynb #4ba2dd86
 @contextmanager
 def quiet():
     "transformers reports on every load and save; inside this block it does not. Our errors say what matters."
@@ -616,7 +669,12 @@ def _show(origin):
         display(origin.coverage)
     else: print(f"{origin.where}\n{origin.coverage}", file=sys.stderr)
 
-# %% ../../nbs/06_checkpoint.ipynb #2e256429
+# %% ../../nbs/06_checkpoint.ipynb #cf467edd
+def _untaught(model): # why a model cannot have learned to draw, or ''
+    if not model.llm2vae.weight.any(): return "'llm2vae.weight' is all zeros"
+    mlps = [(l.mlp.down_proj.weight[:8], l.mlp_moe_gen.down_proj.weight[:8]) for l in model.language_model.model.layers]
+    return "the drawing expert is the understanding expert, bit for bit" if all(torch.equal(a, b) for a, b in mlps) else ""
+
 def load_model(
     where: str | os.PathLike, # a checkpoint folder, or a hub id
     dtype: torch.dtype | str | None = torch.float32, # of the weights in memory; None: see `choose_dtype`
@@ -647,11 +705,11 @@ def load_model(
     if devices: spread(model, devices)
     if released: processor.protocol = as_released(processor.protocol)
     model.origin = origin
-    if origin.layout == "released" and not model.llm2vae.weight.any():
-        warnings.warn(f"{where}: 'llm2vae.weight' is all zeros, as before any training: this checkpoint cannot draw", stacklevel=2)
+    if origin.layout == "released" and (why := _untaught(model)):
+        warnings.warn(f"{where}: {why}, as before any training: this checkpoint cannot draw", stacklevel=2)
     return model.eval(), processor
 
-# %% ../../nbs/06_checkpoint.ipynb #aaf7a459
+# %% ../../nbs/06_checkpoint.ipynb #7a559a2b
 _AUTO = '''"For transformers' Auto classes: the classes are those of the installed package (pip install cooper)."
 from cooper.model.modeling import CooperConfig, CooperForConditionalGeneration
 from cooper.model.processor import CooperProcessor
@@ -673,7 +731,7 @@ def model_card(
         "```python\nimport cooper\nco = cooper.load(\"this folder\")\nco.ask(\"room.png\", \"What is closer?\", mode=\"cooperate\")\n```"
     return f"---\n{data.to_yaml()}\n---\n\n# {card.get('title', 'COOPER')}\n\n{text}\n"
 
-# %% ../../nbs/06_checkpoint.ipynb #abc26c1d
+# %% ../../nbs/06_checkpoint.ipynb #06f2643e
 def _as_trained(model, what): # refuses what has no plain weights
     if getattr(model, "hf_quantizer", None): raise NotBuilt(f"{what}: a quantized model cannot be written; load it without quantization, and write that")
 
@@ -702,7 +760,7 @@ def save_model(
 
 save_pretrained = save_model
 
-# %% ../../nbs/06_checkpoint.ipynb #b408f92f
+# %% ../../nbs/06_checkpoint.ipynb #51f31be9
 def _released_json(model): # file name -> what it holds
     c, v = model.config, model.config.vae_config
     sides = dict(max_latent_size=c.max_latent_size, vit_max_num_patch_per_side=c.vit_max_num_patch_per_side)
@@ -726,7 +784,7 @@ def _released_state(model, tables): # the two weight files: name -> tensor
     weights |= {n: tables.get(n, sincos_2d(side, c.text_config.hidden_size)).clone() for n, side in sides.items()} # of one size they would be one tensor
     return weights, released_vae_names({k[4:]: v for k, v in state.items() if k.startswith("vae.")}, len(c.vae_config["block_out_channels"]))
 
-# %% ../../nbs/06_checkpoint.ipynb #1c987fe3
+# %% ../../nbs/06_checkpoint.ipynb #3392a2ec
 def export_released(
     model: CooperForConditionalGeneration,
     processor: CooperProcessor,
@@ -751,7 +809,7 @@ def export_released(
         save_file(cast(outside, "F32"), aside / "ae.safetensors", metadata={"format": "pt"})
     return resolve(folder)
 
-# %% ../../nbs/06_checkpoint.ipynb #5ded4997
+# %% ../../nbs/06_checkpoint.ipynb #3021b762
 _PART = re.compile(r"(?P<archive>.+\.(?:tar\.gz|tgz|tar))(?:[._-]part[._-]?(?P<tag>\d+|[a-z]{1,6})|(?!(?<=\.tar)\.xz)[._-](?P<bare>\d+|[a-z]{2}))?$")
 
 def _after(tag): # what may follow a tag, as GNU split counts: one more, or with more letters
@@ -781,7 +839,7 @@ def _in_order(folder, archive, tagged):
         raise ValueError(f"{folder}: {archive}: part {' or '.join(map(repr, sorted(_after(a))))} is missing between '{a}' and '{b}'")
     return [p for _, p in tagged]
 
-# %% ../../nbs/06_checkpoint.ipynb #3021b762
+# %% ../../nbs/06_checkpoint.ipynb #78c33ebf
 def _digest(path, git=False): # SHA-256, or git's name of a file
     if git:
         h = hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
@@ -806,7 +864,7 @@ def check_sizes(parts: list[Path]):
             most = f"{'at most ' if p is parts[-1] else ''}{usual:,}, as the other parts" if usual else "some"
             raise ValueError(f"{p}: {n:,} bytes; expected {most}: it is damaged or cut off")
 
-# %% ../../nbs/06_checkpoint.ipynb #78c33ebf
+# %% ../../nbs/06_checkpoint.ipynb #b693688c
 @dataclass(frozen=True)
 class Limits:
     "What an archive may grow to."
@@ -840,7 +898,7 @@ class _Swelling(io.RawIOBase):
         if self.given > 2 * self.limits.bytes + self.limits.slack: raise ValueError(f"more than {self.limits.bytes:,} bytes come out; expected less")
         return data
 
-# %% ../../nbs/06_checkpoint.ipynb #aef4782a
+# %% ../../nbs/06_checkpoint.ipynb #499ee9dd
 _EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _OTHERS = (b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK") # beginnings of bzip2, xz, zstd, zip
 
@@ -895,7 +953,7 @@ class _Archive:
             yield b
     def close(self): self.tar.close(); self.joined.close()
 
-# %% ../../nbs/06_checkpoint.ipynb #b693688c
+# %% ../../nbs/06_checkpoint.ipynb #5c6879e7
 def inside(name: str, what: str = "entry") -> str: # with "/" between folders; "" is the folder itself
     "A path that stays below the folder it is unpacked to, or a ValueError."
     try: name.encode("utf-8")
@@ -904,6 +962,7 @@ def inside(name: str, what: str = "entry") -> str: # with "/" between folders; "
     if "\\" in name or any(unicodedata.category(c) == "Cc" for c in name): raise ValueError(f"{what} {name!r} has a backslash or a control character")
     steps = [s for s in name.split("/") if s not in ("", ".")]
     if ".." in steps: raise ValueError(f"{what} {name!r} climbs out with '..'; expected a path inside the archive")
+    if len(name.encode()) > 2048: raise ValueError(f"{what} {name[:40]!r}… is a path of {len(name.encode()):,} bytes; expected at most 2,048")
     if any(len(s.encode()) > 255 for s in steps): raise ValueError(f"{what} {name[:40]!r}… has a name of more than 255 bytes")
     return "/".join(steps)
 
@@ -926,7 +985,7 @@ def _target(entry, path, kind): # of a link, inside the archive
         elif step not in ("", "."): base.append(step)
     return inside("/".join(base), f"target of {kind}")
 
-# %% ../../nbs/06_checkpoint.ipynb #e196c677
+# %% ../../nbs/06_checkpoint.ipynb #d6cb1e32
 def survey(parts: list[Path], limits: Limits = Limits(), show_progress: bool = False) -> list[tuple]: # (kind, path, size, target)
     "Read an archive once and write nothing: its entries, or a ValueError that names part and entry."
     archive, seen, entries, total = _Archive(parts, limits), {}, [], 0
@@ -960,7 +1019,7 @@ def _check_tree(source, entries, seen):
         if kind == "symlink" and seen.get(target, "folder" if target in implied else "") not in ("file", "folder"):
             raise ValueError(f"{source}: symlink '{path}' leads to '{target or '.'}', which is no file or folder of the archive")
 
-# %% ../../nbs/06_checkpoint.ipynb #d6cb1e32
+# %% ../../nbs/06_checkpoint.ipynb #f295101b
 def _marks(parts): return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in parts]
 
 def _plan(parts, aside, limits, show_progress): # the survey, once for these parts
@@ -987,7 +1046,7 @@ def _write_files(archive, entries, into, aside, bar):
             os.replace(aside / "writing", target)
         if bar is not None: bar.update(entry.size)
 
-# %% ../../nbs/06_checkpoint.ipynb #07e90d54
+# %% ../../nbs/06_checkpoint.ipynb #6b0846a3
 def unpack(
     parts: list[Path] | str | os.PathLike, # in order; or a folder that holds the parts of one archive
     into: str | os.PathLike, # the folder that shall appear
@@ -1036,7 +1095,7 @@ def _unpack_files(parts, entries, files, aside, limits, show_progress):
         if kind == "hardlink": os.link(files / target, place)
         else: place.symlink_to(os.path.relpath(files / target, place.parent))
 
-# %% ../../nbs/06_checkpoint.ipynb #0d6e42ef
+# %% ../../nbs/06_checkpoint.ipynb #f8b82ed8
 SOURCES = {"bagel": (BAGEL, "model"), "cooper-amg": ("Starrrrrry/COOPER-AMG", "model"), "cooper": ("Starrrrrry/COOPER", "model"),
            "train-set": ("Starrrrrry/COOPER_Train_Set", "dataset")}
 
@@ -1079,7 +1138,7 @@ def _go_on(repo, kind, commit, name, aside, size):
 
 def _existing(folder): return next(p for p in (folder, *folder.parents) if p.exists())
 
-# %% ../../nbs/06_checkpoint.ipynb #7a02e18b
+# %% ../../nbs/06_checkpoint.ipynb #01e25436
 def download(
     what: str, # one of `SOURCES`, or a hub id of a model
     into: str | os.PathLike | None = None, # default: a folder of its name below data/downloads
@@ -1104,7 +1163,7 @@ def download(
         _fetch(BAGEL, "model", None, folder.parent / BAGEL.split("/")[1], _SMALL_FILES)
     return folder
 
-# %% ../../nbs/06_checkpoint.ipynb #f8b82ed8
+# %% ../../nbs/06_checkpoint.ipynb #5571eeee
 def main(args: list[str] | None = None) -> int: # exit status
     "The console script `cooper_download`."
     parse = argparse.ArgumentParser(prog="cooper_download", description="Fetch a released checkpoint or the training set, check and unpack it. "
@@ -1120,5 +1179,5 @@ def main(args: list[str] | None = None) -> int: # exit status
     except (ValueError, OSError) as e: print(f"cooper_download: {e}", file=sys.stderr); return 1
     return 0
 
-# %% ../../nbs/06_checkpoint.ipynb #01e25436
+# %% ../../nbs/06_checkpoint.ipynb #1fe714b4
 if __name__ == "__main__" and "__file__" in globals(): raise SystemExit(main()) # a notebook has no __file__

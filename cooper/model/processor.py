@@ -161,17 +161,35 @@ def tiny_protocol(
     return protocol
 
 # %% ../../nbs/05_processor.ipynb #e6f31715
+_KINDS = {dict: "an object", str: "words", int: "a whole number above 0"}
+
 def check_protocol(protocol: dict) -> dict:
     "The protocol, of a program or a file, or a ValueError that says what is missing or wrong in it."
     if not isinstance(protocol, dict): raise ValueError(f"protocol is {protocol!r:.80}; expected an object")
     missing = [k for k in RELEASED_PROTOCOL if k not in protocol]
+    for k, like in RELEASED_PROTOCOL.items():
+        kinds = (dict, list) if k == "modalities" else type(like)
+        if k in protocol and (not isinstance(protocol[k], kinds) or isinstance(protocol[k], bool) or kinds is int and protocol[k] < 1):
+            raise ValueError(f"protocol: {k!r} is {protocol[k]!r:.80}; expected {_KINDS[type(like)]}")
     missing += [f"{k}.{m}" for k in ("system", "views") for m in MODES if k in protocol and m not in protocol[k]]
     missing += [f"sampler.{k}" for k in RELEASED_PROTOCOL["sampler"] if "sampler" in protocol and k not in protocol["sampler"]]
     if missing: raise ValueError(f"protocol lacks {', '.join(missing)}")
+    unknown = set(protocol["sampler"]) - set(RELEASED_PROTOCOL["sampler"])
+    if unknown: raise ValueError(f"protocol: 'sampler' has {', '.join(sorted(unknown))}; expected {', '.join(RELEASED_PROTOCOL['sampler'])}")
+    for place in ("system", "opening", "prefix"):
+        for mode, words in protocol[place].items():
+            if not isinstance(words, str) and words is not None: raise ValueError(f"protocol: '{place}.{mode}' is {words!r:.80}; expected words")
     for place, views in protocol["views"].items():
         if not views or set(views) - {"clean", "vision"}:
             raise ValueError(f"protocol: 'views.{place}' is {views!r}; expected some of 'clean', 'vision'")
-    return protocol | {"modalities": read_modalities(protocol["modalities"])}
+    modalities = read_modalities(protocol["modalities"])
+    near, far = (modalities.get("depth", {}).get(k, usual) for k, usual in (("near", 0.0), ("far", 1.0)))
+    if not all(isinstance(x, (int, float)) for x in (near, far)) or not near < far:
+        raise ValueError(f"protocol: 'modalities.depth' has near {near!r} and far {far!r}; expected two numbers, the smaller one first")
+    for name, rgb in modalities.get("segmentation", {}).get("palette", {}).items():
+        if not isinstance(rgb, (list, tuple)) or len(rgb) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in rgb):
+            raise ValueError(f"protocol: 'modalities.segmentation.palette' gives {name!r} the colour {rgb!r:.80}; expected three whole numbers of 0 to 255")
+    return protocol | {"modalities": modalities}
 
 # %% ../../nbs/05_processor.ipynb #d722c780
 TOKENS = {"bos": "<|im_start|>", "eos": "<|im_end|>", # names in Qwen's vocabulary
