@@ -124,10 +124,11 @@ def test_chain_states_the_answer_by_its_numbers():
             for q in questions(facts, 0, 60, polarity=polarity):
                 text = chain(q, facts)
                 if q.kind == "count": assert text.endswith(f" {q.answer}.") and (q.answer != "0" or text == "none. 0."); continue
-                a, x, b, y, picked, word = re.fullmatch(r"(.+): ([\d.]+)(?: m)?, (.+): ([\d.]+)(?: m)?\. ([\d.]+) is (less|more)\.", text).groups()
-                assert float(picked) == (min if word == "less" else max)(float(x), float(y)) and x != y
-                if q.kind == "relation": assert (word == "less") == (q.answer == "left") and picked == x
-                else: assert q.answer == (a if picked == x else b)
+                a, x, b, y, which, word = re.fullmatch(r"(.+): ([\d.]+)(?: m)?, (.+): ([\d.]+)(?: m)?\. (First|Second) is (less|more)\.", text).groups()
+                picked, other = (float(x), float(y)) if which == "First" else (float(y), float(x))
+                assert picked < other if word == "less" else picked > other
+                if q.kind == "relation": assert (word == "less") == (q.answer == "left") and which == "First"
+                else: assert q.answer == (a if which == "First" else b)
 
 def test_share_of_tools():
     base = questions(ROOMS[1], 0, 1)[0]

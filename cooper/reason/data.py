@@ -217,9 +217,9 @@ def chain(q: Question, facts: dict) -> str:
     reference, (a, b) = (things[0] if q.kind == "distance" else None), things[-2:]
     unit = "" if q.kind == "relation" else " m"
     x, y = measure(q.kind, a, reference), measure(q.kind, b, reference)
-    picked, other = (x, y) if q.kind == "relation" or q.answer == name(a) else (y, x)
+    first = q.kind == "relation" or q.answer == name(a)
     both = f"{name(a)}: {shown(q.kind, x)}{unit}, {name(b)}: {shown(q.kind, y)}{unit}"
-    return f"{both}. {shown(q.kind, picked)} is {'less' if picked < other else 'more'}."
+    return f"{both}. {'First' if first else 'Second'} is {'less' if (x < y) == first else 'more'}."
 
 # %% ../../nbs/21_reasoning_data.ipynb #c0ac8415
 def described(thing: dict) -> str:
