@@ -947,4 +947,4 @@ def open_model(
     path, _, mode = spec.partition(":")
     if not (resolve(path)/"config.json").is_file() and not (resolve(path)/"llm_config.json").is_file():
         raise ValueError(f"model {spec!r}: expected NAME@https://host/v1, hf:folder-or-id, or a folder of a COOPER checkpoint")
-    return LocalCooper(cooper.load(resolve(path), device), mode or "direct", Path(path).name + (f" ({mode})" if mode else ""), folder)
+    return LocalCooper(cooper.load(resolve(path), device=device), mode or "direct", Path(path).name + (f" ({mode})" if mode else ""), folder)
