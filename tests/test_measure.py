@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from cooper.core import NotBuilt, read_jsonl, resolve, write_jsonl
-from cooper.measure.benchmarks import (_perceived, LATER, Case, Estimate, EvalParameters, Perception, benchmark, bootstrap, compare, evaluate, fingerprint, grid,
+from cooper.reason.hosted import weights_hash
+from cooper.measure.benchmarks import (_perceived, LATER, Case, Estimate, EvalParameters, Perception, benchmark, bootstrap, compare, evaluate, grid,
                                        mean_maps, perception, resized_depth, resized_labels, save_tables, segmented, summarise, summarise_perception)
 from cooper.model.modalities import MODALITIES, DepthMap, Modality, SegmentMap
 from cooper.perceive.data import read_amg
@@ -187,8 +188,8 @@ def test_a_torn_file_of_records_is_named(tmp_path):
     with pytest.raises(ValueError, match="answers.jsonl:1"): evaluate(Cooper(), benchmark(count=5), ("direct",), out)
 
 
-def test_fingerprint_sees_one_weight():
-    assert fingerprint(Cooper(weight=0.).model) == fingerprint(Cooper(weight=0.).model) != fingerprint(Cooper(weight=1e-6).model)
+def test_the_hash_of_weights_sees_one_weight():
+    assert weights_hash(Cooper(weight=0.).model) == weights_hash(Cooper(weight=0.).model) != weights_hash(Cooper(weight=1e-6).model)
 
 
 # --- drawings

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/41_benchmarks.ipynb #2d68ce47
 from __future__ import annotations
-import hashlib, html, json, re, time
+import html, json, re, time
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -20,11 +20,12 @@ from ..perceive.metrics import ConfusionMatrix, depth_metrics, mean_depth_baseli
 from ..perceive.scenes import CLASSES, load_facts
 from ..reason.answers import judge
 from ..reason.data import KINDS, Question, place, questions
+from ..reason.hosted import weights_hash
 
 # %% auto #0
 __all__ = ['FILES', 'LATER', 'Estimate', 'bootstrap', 'Table', 'Benchmark', 'scene_questions', 'benchmark', 'traces', 'record',
-           'fingerprint', 'evaluate', 'summarise', 'grid', 'compare', 'resized_depth', 'resized_labels', 'Case',
-           'read_case', 'mean_maps', 'Perception', 'perception', 'segmented', 'summarise_perception', 'EvalParameters',
+           'evaluate', 'summarise', 'grid', 'compare', 'resized_depth', 'resized_labels', 'Case', 'read_case',
+           'mean_maps', 'Perception', 'perception', 'segmented', 'summarise_perception', 'EvalParameters',
            'save_tables']
 
 # %% ../../nbs/41_benchmarks.ipynb #4f4febf7
@@ -198,20 +199,11 @@ def record(trace: Trace, q: Question, bench: Benchmark, checkpoint: str = "", se
         calls=len(trace.drawn), drawn=list(trace.drawn), tokens=trace.tokens, text=words,
         seconds=round(trace.seconds if seconds is None else seconds, 3))
 
-# %% ../../nbs/41_benchmarks.ipynb #0d8a530e
-def fingerprint(model: torch.nn.Module) -> str: # 16 hex digits
-    "Tells checkpoints apart: a hash of up to 256 numbers of every tensor of the model."
-    h = hashlib.blake2b(digest_size=8)
-    for name, p in model.state_dict().items():
-        flat = p.detach().reshape(-1)
-        h.update(name.encode() + flat[:: max(1, flat.numel() // 256)].float().cpu().numpy().tobytes())
-    return h.hexdigest()
-
-# %% ../../nbs/41_benchmarks.ipynb #ea5a3b13
+# %% ../../nbs/41_benchmarks.ipynb #72fe30d2
 def _stamps(cooper, seed, options): # -> function of a picture file (and a question) that gives its stamp
     kept = {k: v for k, v in options.items() if k != "batch_size"} # the batch changes nothing
     settings = json.dumps([cooper.processor.protocol, kept], default=str)
-    parts, hashes = (fingerprint(cooper.model), settings, seed), {}
+    parts, hashes = (weights_hash(cooper.model), settings, seed), {}
     def stamp(picture, question=""):
         if picture not in hashes: hashes[picture] = file_hash(picture)
         return f"{seed_for(*parts, hashes[picture], question):016x}"
@@ -222,7 +214,7 @@ def _known(out, key, stamps) -> tuple: # {key: row} of an earlier run of the sam
     mine = lambda r: key(r) in stamps and r.get("stamp") == stamps[key(r)]
     return {key(r): r for r in rows if mine(r)}, [r for r in rows if not mine(r)]
 
-# %% ../../nbs/41_benchmarks.ipynb #eb61b8bc
+# %% ../../nbs/41_benchmarks.ipynb #ea5a3b13
 def evaluate(
     cooper, # what `cooper.load` gives
     bench: Benchmark,
@@ -249,13 +241,13 @@ def evaluate(
     bar.close()
     return [known[q.data_id, m] | dict(checkpoint=checkpoint) for m in modes for q in bench.questions]
 
-# %% ../../nbs/41_benchmarks.ipynb #b56e549e
+# %% ../../nbs/41_benchmarks.ipynb #19a0f4f6
 def _line(rows, seed) -> dict:
     mean = lambda key: float(np.mean([r[key] for r in rows]))
     return dict(n=len(rows), accuracy=bootstrap([r["correct"] for r in rows], seed=seed), chance=mean("chance"), constant=mean("constant"),
                 valid=mean("valid"), calls=mean("calls"), tokens=mean("tokens"), seconds=mean("seconds"))
 
-# %% ../../nbs/41_benchmarks.ipynb #ba719c06
+# %% ../../nbs/41_benchmarks.ipynb #b56e549e
 _HEADS = dict(checkpoint="checkpoint", mode="mode", kind="kind", n="n", accuracy="accuracy [95 %]", chance="uniform %", constant="constant %",
               valid="valid format %", calls="drawings", tokens="tokens", seconds="seconds")
 
@@ -269,7 +261,7 @@ def _groups(records):
             for k in kinds: yield c, m, k, [r for r in rows if r["kind"] == k]
             if rows: yield c, m, "all", rows
 
-# %% ../../nbs/41_benchmarks.ipynb #e845d6dc
+# %% ../../nbs/41_benchmarks.ipynb #ba719c06
 def summarise(
     records: list, # of `evaluate`; several checkpoints may be put together
     seed: int = 0, # of the bootstrap
@@ -281,7 +273,7 @@ def summarise(
     return Table(rows, columns, "Answers", "Uniform: a guess among the choices. Constant: always the most common answer of the kind. "
                  "Drawings, tokens and seconds are per question.")
 
-# %% ../../nbs/41_benchmarks.ipynb #44b57660
+# %% ../../nbs/41_benchmarks.ipynb #e505489c
 def grid(
     summary: Table, # of `summarise`
     checkpoint: str | None = None, # the last one if None
@@ -300,7 +292,7 @@ def grid(
     columns = dict(kind="kind", n="n", guess="best guess %") | {m: m for m in modes}
     return Table(rows, columns, f"Accuracy {checkpoint}".strip(), "Best guess: the better of uniform and constant guessing.")
 
-# %% ../../nbs/41_benchmarks.ipynb #28f5e46b
+# %% ../../nbs/41_benchmarks.ipynb #78cfe4b6
 def _paired(before, after):
     key = lambda r: (r["data_id"], r["mode"])
     old = {key(r): r for r in before}
@@ -308,7 +300,7 @@ def _paired(before, after):
     if not pairs: raise ValueError("compare: the two evaluations share no question in the same mode")
     return pairs
 
-# %% ../../nbs/41_benchmarks.ipynb #b0a4492d
+# %% ../../nbs/41_benchmarks.ipynb #28f5e46b
 def compare(
     before: list, # records of one checkpoint
     after: list, # records of another, on the same questions
@@ -325,7 +317,7 @@ def compare(
     return Table(rows, columns | dict(before="before %", after="after %", difference="difference [95 %]"), "Before and after",
         "Difference in percentage points on the same questions; gained: wrong before and right after. An interval that holds 0 shows no sure change.")
 
-# %% ../../nbs/41_benchmarks.ipynb #f884e2a9
+# %% ../../nbs/41_benchmarks.ipynb #2fed2173
 def resized_depth(metres: np.ndarray, shape: tuple) -> np.ndarray:
     "Depth at another size, bilinear."
     if metres.shape == tuple(shape): return metres
@@ -336,7 +328,7 @@ def resized_labels(labels: np.ndarray, shape: tuple) -> np.ndarray:
     if labels.shape == tuple(shape): return labels
     return np.asarray(Image.fromarray(labels.astype(np.uint8)).resize(shape[::-1], Image.NEAREST)).astype(labels.dtype)
 
-# %% ../../nbs/41_benchmarks.ipynb #e0b500e0
+# %% ../../nbs/41_benchmarks.ipynb #10fd76d9
 class Case:
     "A scene's truth beside a model's drawings of it, both by modality: `truth` and `drawn`."
     def __init__(self,
@@ -364,7 +356,7 @@ class Case:
         "Drawn less true depth: positive where the drawing is too far away."
         return self.depth_on_truth - self.depth
 
-# %% ../../nbs/41_benchmarks.ipynb #371495d6
+# %% ../../nbs/41_benchmarks.ipynb #e0b500e0
 def read_case(row: AmgRow) -> Case:
     "The truth of one row of `read_amg`; nothing drawn yet."
     return Case(row.data_id, row.picture(), load_depth_png(row.depth), load_classes(row.seg, CLASSES))
@@ -376,7 +368,7 @@ def labels_on_truth(self: Case) -> np.ndarray: # (H, W) indices into `classes`
     if strange: raise ValueError(f"the checkpoint draws the classes {', '.join(strange)}; the scenes have {', '.join(self.classes)}")
     return np.array([self.classes.index(n) for n in self.drawn_labels.classes])[resized_labels(self.drawn_labels.labels, self.labels.shape)]
 
-# %% ../../nbs/41_benchmarks.ipynb #482394ab
+# %% ../../nbs/41_benchmarks.ipynb #bca27b34
 def _compared(case, name) -> tuple: # what the metric of a modality is given
     measure = modality(name).metric
     if measure == "segmentation": return case.labels_on_truth, case.labels, case.classes
@@ -398,7 +390,7 @@ def confusion(self: Case) -> np.ndarray: # [classes, classes] pixels
     "True class by drawn class."
     return ConfusionMatrix(self.classes).add(self.labels_on_truth, self.labels).counts
 
-# %% ../../nbs/41_benchmarks.ipynb #a5cf6191
+# %% ../../nbs/41_benchmarks.ipynb #b24601b5
 def mean_maps(depths: list, train: list | None = None) -> list: # (H, W) metres for each of `depths`
     "What a blind model would draw of each scene: the mean of `train`, else the mean of the others."
     if train: return [mean_depth_baseline(train)] * len(depths)
@@ -406,7 +398,7 @@ def mean_maps(depths: list, train: list | None = None) -> list: # (H, W) metres 
     total = np.sum(depths, axis=0, dtype=np.float64)
     return [(total - d) / (len(depths) - 1) for d in depths]
 
-# %% ../../nbs/41_benchmarks.ipynb #9081b0af
+# %% ../../nbs/41_benchmarks.ipynb #3ccdd4a0
 @dataclass(eq=False)
 class Perception:
     "Drawings of some scenes and what they are worth."
@@ -429,7 +421,7 @@ def _perceived(case, blind) -> dict:
         if modality(name).metric == "depth": row["aligned"] = case.drawn[name].unit != "m"
     return row
 
-# %% ../../nbs/41_benchmarks.ipynb #d7fdd255
+# %% ../../nbs/41_benchmarks.ipynb #9081b0af
 def _readable(cooper) -> list: # the modalities of a checkpoint whose drawings can be read as numbers
     return [m for m in cooper.processor.protocol["modalities"] if modality(m, cooper.processor.protocol).readable]
 
@@ -449,7 +441,7 @@ def _drawn(cooper, cases, known, others, out, stamps, checkpoint, seed, options)
             if out is not None: write_jsonl(out, [*others, *known.values()])
             bar.update(len(part))
 
-# %% ../../nbs/41_benchmarks.ipynb #8d594d9d
+# %% ../../nbs/41_benchmarks.ipynb #d7fdd255
 def perception(
     cooper, # what `cooper.load` gives
     rows: list, # of `read_amg`: scenes with their true depth and segments
@@ -468,14 +460,14 @@ def perception(
     blind = mean_maps([c.depth for c in cases], baseline_rows and [load_depth_png(r.depth) for r in baseline_rows])
     return Perception(cases, [_perceived(c, b) for c, b in zip(cases, blind)], checkpoint, seed)
 
-# %% ../../nbs/41_benchmarks.ipynb #3ba15912
+# %% ../../nbs/41_benchmarks.ipynb #6622e235
 def segmented(counts: np.ndarray, classes: list) -> dict:
     "`ConfusionMatrix.result` of pictures' counts [pictures, classes, classes], put together."
     matrix = ConfusionMatrix(classes)
     matrix.counts = np.asarray(counts).sum(0).astype(np.int64)
     return matrix.result()
 
-# %% ../../nbs/41_benchmarks.ipynb #a546b667
+# %% ../../nbs/41_benchmarks.ipynb #7758b3b9
 _PARTS = ("scene_id", "mean_map", "aligned", "confusion", "depth") # of a row; what is left are further modalities
 _DEPTH = (("absrel", "AbsRel", ""), ("rmse", "RMSE", "m"), ("log10", "log10", ""), ("silog", "SILog", ""),
           ("delta1", "δ < 1.25", "%"), ("delta2", "δ < 1.25²", "%"), ("delta3", "δ < 1.25³", "%"))
@@ -500,7 +492,7 @@ def _other_rows(rows, seed): # any other modality: the mean of each number that 
             if isinstance(value, float):
                 yield dict(what=name, measure=f"{name} {key}", n=len(rows), drawn=bootstrap([r[name][key] for r in rows], seed=seed, unit=""))
 
-# %% ../../nbs/41_benchmarks.ipynb #9b1eb2ed
+# %% ../../nbs/41_benchmarks.ipynb #a546b667
 def summarise_perception(
     drawn: list, # of `Perception`, one for each checkpoint
     seed: int = 0, # of the bootstrap
@@ -517,7 +509,7 @@ def summarise_perception(
     columns = dict(what="", measure="measure", n="pictures") | {k: f"{k} [95 %]" for k in keys} | dict(baseline="mean map [95 %]")
     return Table(list(lines.values()), columns, "Drawings", f"Depth {how}; mean map: a model that never looks. Lower is better for AbsRel, RMSE, log10 and SILog.")
 
-# %% ../../nbs/41_benchmarks.ipynb #355e83c1
+# %% ../../nbs/41_benchmarks.ipynb #4223a21f
 @dataclass
 class EvalParameters:
     "Parameters of `40_eval`."
@@ -542,7 +534,7 @@ class EvalParameters:
         if len(dict(self.named)) < len(self.checkpoints):
             raise ValueError(f"checkpoints: two have the same name in {', '.join(self.checkpoints)}; write name=folder")
 
-# %% ../../nbs/41_benchmarks.ipynb #b190e328
+# %% ../../nbs/41_benchmarks.ipynb #355e83c1
 @patch(as_prop=True)
 def device(self: EvalParameters) -> str:
     "Where the model runs."

@@ -8,7 +8,8 @@ import fcntl, hashlib, json, math, os, time
 from dataclasses import dataclass
 import numpy as np
 from ..core import progress, read_jsonl, resolve, seed_for, write_whole
-from .benchmarks import Table, bootstrap, fingerprint
+from .benchmarks import Table, bootstrap
+from ..reason.hosted import weights_hash
 from .protocols import Exam, read_item, scores
 from ..reason.answers import Reading
 
@@ -49,7 +50,7 @@ class CooperAnswers:
         self.traces = None if traces is None else resolve(traces)
     def config(self) -> dict:
         kept = {k: v for k, v in self.options.items() if k != "batch_size"} # the batch changes nothing
-        return dict(weights=fingerprint(self.cooper.model), protocol=self.cooper.processor.protocol, mode=self.mode, options=kept)
+        return dict(weights=weights_hash(self.cooper.model), protocol=self.cooper.processor.protocol, mode=self.mode, options=kept)
     def ask(self, items, seeds):
         engine, start = self.cooper.engine(**self.options), time.perf_counter()
         words = [f"{i.system}\n{i.prompt}" if i.system else i.prompt for i in items]
