@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'FLIPPABLE', 'FLAGS', 'COUNTS', 'PRIOR_FLAG', 'MIN_VISIBLE', 'MARGIN', 'RATIO', 'WORDING', 'COLUMNS', 'PLAN',
-           'PLAIN', 'SECOND', 'Question', 'name', 'referable', 'measure', 'clear', 'wants_less', 'two_way', 'subjects',
-           'counting', 'candidates', 'questions', 'place', 'chance_level', 'shown', 'chain', 'described', 'grounding',
-           'ScenePictures', 'scene_map', 'tools', 'solution', 'show_solution', 'check_sft', 'check_rl', 'SkipReport',
-           'Rows', 'write_sft', 'read_sft', 'rl_row', 'rl_question', 'write_rl', 'read_rl', 'split_questions',
-           'dialogue', 'sft_rows', 'lesson', 'grounding_rows', 'comparing', 'comparing_rows', 'vocabulary_texts']
+           'PLAIN', 'SECOND', 'LOOKING', 'Question', 'name', 'referable', 'measure', 'clear', 'wants_less', 'two_way',
+           'subjects', 'counting', 'candidates', 'questions', 'place', 'chance_level', 'shown', 'chain', 'described',
+           'grounding', 'ScenePictures', 'scene_map', 'tools', 'solution', 'show_solution', 'check_sft', 'check_rl',
+           'SkipReport', 'Rows', 'write_sft', 'read_sft', 'rl_row', 'rl_question', 'write_rl', 'read_rl',
+           'split_questions', 'dialogue', 'sft_rows', 'lesson', 'grounding_rows', 'comparing', 'comparing_rows',
+           'vocabulary_texts']
 
 # %% ../../nbs/21_reasoning_data.ipynb #1e6613e1
 from dataclasses import asdict, dataclass
@@ -538,6 +539,8 @@ def lesson(
     turns = [item for question, answer in said for item in (_text(question), _text(answer, learn=True))]
     return [*([_text(system)] if system else []), _picture(encode(pictures("rgb", size))), *before, *turns]
 
+LOOKING = ("direct", "reason", "cooperate") # modes in whose words lessons in looking are given
+
 def grounding_rows(
     folder, seed: int=0, scenes: int=None,   # as for `split_questions`
     protocol: dict=None,     # of the checkpoint to be trained
@@ -545,13 +548,15 @@ def grounding_rows(
     mirror: bool=False,      # every scene once more, left and right exchanged
     max_objects: int=0,      # as for `split_questions`
     encode=encode_picture,   # see `solution`
+    modes: tuple=LOOKING,    # drawn from for each lesson
 ):                           # yields rows as `sft_rows` does, of kind 'grounding'
     "Lessons in looking about every scene of a split; the mode of each is drawn by the seed."
+    if not modes or set(modes) - set(LOOKING): raise ValueError(f"modes is {modes!r}; expected some of {', '.join(LOOKING)}")
     kinds = tuple((protocol or {}).get("modalities", MODALITIES))
     for facts, _ in split_questions(folder, seed, 1, scenes, mirror=mirror, max_objects=max_objects):
         pictures, rng = ScenePictures(folder, facts, protocol), np.random.default_rng(seed_for("lesson", seed, facts["scene_id"]))
         for n, said in enumerate(grounding(facts, seed)):
-            mode, drawn = str(rng.choice(["direct", "reason", "cooperate"])), str(rng.choice(kinds)) if kinds else None
+            mode, drawn = str(rng.choice(modes)), str(rng.choice(kinds)) if kinds else None
             items = lesson(said, pictures, protocol, size, encode, mode, drawn if mode == "cooperate" else None)
             yield dict(interleaved_reason=items, mode=mode, kind="grounding", data_id=f"{facts['scene_id']}-grounding-{n}")
 
