@@ -6,8 +6,8 @@ from PIL import Image
 from cooper.core import decode_picture, encode_picture, resolve, write_jsonl
 from cooper.model.modalities import MODES, modality
 from cooper.perceive.scenes import CLASSES, Camera, load_facts, mirrored
-from cooper.reason.data import (FLAGS, FLIPPABLE, KINDS, MARGIN, Question, RATIO, ScenePictures, chain, chance_level, check_sft, comparing, comparing_rows, grounding, grounding_rows, measure, name,
-    questions, read_rl, read_sft, referable, rl_question, sft_rows, solution, split_questions, tools, vocabulary_texts, write_rl, write_sft)
+from cooper.reason.data import (FLAGS, FLIPPABLE, KINDS, MARGIN, Question, RATIO, SCAN, ScenePictures, chain, chance_level, check_sft, comparing, comparing_rows, grounding, grounding_rows, measure, name,
+    questions, read_rl, read_sft, referable, scan, rl_question, sft_rows, solution, split_questions, tools, vocabulary_texts, write_rl, write_sft)
 
 def some_room(seed):
     "Facts of a made-up scene: random places, colours, shapes and sizes."
@@ -122,8 +122,10 @@ def test_chain_states_the_answer_by_its_numbers():
     for facts in ROOMS:
         for polarity in ("plain", "flipped"):
             for q in questions(facts, 0, 60, polarity=polarity):
-                text = chain(q, facts)
+                seen, text = chain(q, facts).split(". ", 1)
+                assert [o.split(":")[0] for o in seen.split("; ")] == [name(o) for o in sorted(facts["objects"], key=lambda o: o["pixel"][0])] or seen == "none"
                 if q.kind == "count": assert text.endswith(f" {q.answer}.") and (q.answer != "0" or text == "none. 0."); continue
+                if q.kind != "distance": assert all(part in seen for part in text.split(". ")[0].split(", ")), "what is compared was scanned"
                 a, x, b, y, which, word = re.fullmatch(r"(.+): ([\d.]+)(?: m)?, (.+): ([\d.]+)(?: m)?\. (First|Second) is (less|more)\.", text).groups()
                 picked, other = (float(x), float(y)) if which == "First" else (float(y), float(x))
                 assert picked < other if word == "less" else picked > other
@@ -308,7 +310,7 @@ def test_lessons_in_comparing_are_the_chains_with_their_numbers_given():
             asked, told = comparing(q, facts)
             assert asked["value"] == q.question and asked["need_loss"] == "false"
             assert told["prefix"] + told["value"] == f"<think>{chain(q, facts)}</think>\n<answer>\\boxed{{{q.answer}}}</answer>"
-            if q.kind != "count": assert told["prefix"].count(":") == 2 and not any(o in told["value"].split("</think>")[0] for o in q.choices), "numbers are given, the name is not"
+            assert told["prefix"] == f"<think>{scan(facts, SCAN[q.kind])}. " and told["prefix"].count(";") == max(len(facts["objects"]) - 1, 0)
     rows = list(comparing_rows(resolve("data/scenes")/"test", scenes=6, per_scene=4, protocol=PROTOCOL))
     for r in rows: check_sft(r)
     assert all(i["type"] == "text" for r in rows for i in r["interleaved_reason"]) and len(rows) == len({r["data_id"] for r in rows})
