@@ -7,7 +7,7 @@ from cooper.core import decode_picture, encode_picture, resolve, write_jsonl
 from cooper.model.modalities import MODES, modality
 from cooper.perceive.scenes import CLASSES, Camera, load_facts, mirrored
 from cooper.reason.data import (FLAGS, FLIPPABLE, KINDS, MARGIN, Question, RATIO, SCAN, ScenePictures, chain, chance_level, check_sft, comparing, comparing_rows, grounding, grounding_rows, measure, name,
-    questions, read_rl, read_sft, referable, scan, rl_question, sft_rows, solution, split_questions, tools, vocabulary_texts, write_rl, write_sft)
+    questions, read_rl, read_sft, referable, retelling_rows, scan, rl_question, sft_rows, solution, split_questions, tools, vocabulary_texts, write_rl, write_sft)
 
 def some_room(seed):
     "Facts of a made-up scene: random places, colours, shapes and sizes."
@@ -314,6 +314,20 @@ def test_lessons_in_comparing_are_the_chains_with_their_numbers_given():
     rows = list(comparing_rows(resolve("data/scenes")/"test", scenes=6, per_scene=4, protocol=PROTOCOL))
     for r in rows: check_sft(r)
     assert all(i["type"] == "text" for r in rows for i in r["interleaved_reason"]) and len(rows) == len({r["data_id"] for r in rows})
+
+def test_lessons_in_finding_tell_the_same_objects_in_another_order():
+    rows, moved = list(retelling_rows(40, seed=3, protocol=PROTOCOL)), False
+    for r in rows:
+        check_sft(r)
+        item = r["interleaved_reason"][-1]
+        heard, said = item["prefix"].removeprefix("<think>").removesuffix(". ").split("; "), item["value"].removesuffix(".")
+        names = [o.split(":")[0] for o in heard]
+        assert len(set(names)) == len(names) >= 2
+        again = re.split(r", (?=[a-z])", said)
+        assert sorted(again) == sorted(heard)
+        moved |= again != heard
+    assert moved, "the order is another"
+    assert rows == list(retelling_rows(40, seed=3, protocol=PROTOCOL)) != list(retelling_rows(40, seed=4, protocol=PROTOCOL))
 
 def test_texts_for_a_tokenizer():
     texts = vocabulary_texts(resolve("data/scenes")/"test", scenes=5)

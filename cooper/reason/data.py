@@ -9,7 +9,7 @@ __all__ = ['KINDS', 'FLIPPABLE', 'FLAGS', 'COUNTS', 'PRIOR_FLAG', 'MIN_VISIBLE',
            'scan', 'finding', 'chain', 'described', 'grounding', 'ScenePictures', 'scene_map', 'tools', 'solution',
            'show_solution', 'check_sft', 'check_rl', 'SkipReport', 'Rows', 'write_sft', 'read_sft', 'rl_row',
            'rl_question', 'write_rl', 'read_rl', 'split_questions', 'dialogue', 'sft_rows', 'lesson', 'grounding_rows',
-           'comparing', 'comparing_rows', 'vocabulary_texts']
+           'comparing', 'comparing_rows', 'imagined', 'retelling_rows', 'vocabulary_texts']
 
 # %% ../../nbs/21_reasoning_data.ipynb #1e6613e1
 from dataclasses import asdict, dataclass
@@ -597,6 +597,28 @@ def comparing_rows(
         yield dict(interleaved_reason=items, mode="reason", kind="comparing", data_id=f"{facts['scene_id']}-comparing")
 
 # %% ../../nbs/21_reasoning_data.ipynb #5d1c1528
+def imagined(rng: np.random.Generator, most: int=6) -> dict: # facts, as far as a scan reads them
+    "A room that nobody rendered: two to `most` objects of different names, anywhere, of any size."
+    names = [(c, s) for c in COLOURS for s in SHAPES]
+    chosen = rng.choice(len(names), int(rng.integers(2, most + 1)), replace=False)
+    return dict(objects=[dict(colour=names[i][0], shape=names[i][1], pixel=[float(rng.random()), .5], depth_m=float(rng.uniform(NEAR, FAR)),
+                              radius_m=float(rng.uniform(.3, 1.))) for i in chosen])
+
+def retelling_rows(
+    rows: int,               # how many
+    seed: int=0,
+    protocol: dict=None,     # of the checkpoint to be trained
+):                           # yields rows as `sft_rows` does, of kind 'retelling' and without pictures
+    "Lessons in finding: the scan of an imagined room is given, the same objects in another order are learned."
+    system, kinds = (protocol or {}).get("system", {}).get("reason"), [k for k in SCAN if SCAN[k]]
+    for n in range(rows):
+        rng = np.random.default_rng(seed_for("retelling", seed, n))
+        facts, measures = imagined(rng), SCAN[kinds[n % len(kinds)]]
+        again = [facts["objects"][i] for i in rng.permutation(len(facts["objects"]))]
+        item = _text(", ".join(reading(o, measures) for o in again) + ".", learn=True, prefix=f"<think>{scan(facts, measures)}. ")
+        yield dict(interleaved_reason=[*([_text(system)] if system else []), item], mode="reason", kind="retelling", data_id=f"{n}-retelling")
+
+# %% ../../nbs/21_reasoning_data.ipynb #8d3053df
 def vocabulary_texts(
     folder,                # of a rendered split
     protocol: dict=None,   # its system texts and reflection are words too; the small world's own if None
