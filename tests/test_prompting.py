@@ -86,6 +86,15 @@ GRAPHS = { # what models write -> (how, what must be in it)
     "one object a line": ('```\n{"object": "cup", "left_of": "jar"}\n{"object": "jar", "left_of": "lid"}\n```', "repaired", "lid"),
     "dots": ('```json\n{"objects": ["cup", "jar", ...]}\n```', "repaired", "jar"),
     "brackets in strings": ('{"objects": [{"name": "sign }]", "text": "a \\"jar\\" {"}]}', "json", "jar"),
+    "a string of JSON": (json.dumps(json.dumps(OBJECTS)), "repaired", "jar"), "Markdown's escapes": ('{"scene\\_graph": {"objects": ["cup", "jar"]}}', "repaired", "jar"), "tilde fence": (f"~~~json\n{NESTED}\n~~~", "json", "jar"),
+    "missing comma": ('{"objects": [{"name": "cup"}\n {"name": "jar"}]}', "repaired", "jar"), "full-width signs": ("{“objects”：［“cup”，“jar”］}", "repaired", "jar"), "HTML": ("{&quot;objects&quot;: [&quot;cup&quot;, &quot;jar&quot;]}", "repaired", "jar"),
+    "a line's end in a string": ('{"objects": [{"name": "red\ncup"}, {"name": "jar"}]}', "repaired", "jar"), "words without quotes": ("{objects: [{name: cup}, {name: glass jar}]}", "repaired", "glass jar"),
+    "percent and fractions": ('{"objects": [{"name": "cup", "x": 20%}, {"name": "jar", "x": 1/2, "y": -3.5, "z": true}]}', "repaired", '"1/2", "y": -3.5, "z": true'), "no numbers": ('{"objects": [{"name": "cup", "d": NaN}, {"name": "jar", "d": Infinity}]}', "json", "jar"),
+    "objects and relations apart": ('Objects:\n```json\n[{"name": "cup"}, {"name": "lid"}]\n```\nRelations:\n```json\n[{"subject": "cup", "predicate": "near", "object": "jar"}]\n```', "repaired", '"lid"}, {"subject": "cup"'),
+    "two halves": ('```json\n{"objects": ["cup", "lid"]}\n```\n```json\n{"relationships": [["cup", "near", "jar"]]}\n```', "repaired", '"lid"], "relationships": [["cup", "near", "jar"]]'),
+    "a variable of Python": ('```python\nscene_graph = {\n "objects": ["cup", "jar"], # things\n}\n```', "repaired", "jar"), "a bracket missing inside": ('{"objects": ["cup", "jar", "relations": []}', "cut", "jar"), "one too many": ('{"objects": ["cup", "jar"]}}', "json", "jar"),
+    "a form of it first": ('I use {"objects": [...], "relationships": [...]}:\n```json\n{"objects": ["cup", "jar"]}\n```', "json", "jar"),
+    "an excuse": ('{"error": "I cannot see the image"}', "none", ""), "only an answer": ('```json\n{"Answer": "A", "confidence": 0.9}\n```', "none", ""), "nulls": ('{"objects": null, "relationships": null}', "empty", ""), "YAML": ("```yaml\nobjects:\n  - name: cup\n```", "none", ""),
     "no graph": ("I cannot see an image, sorry.", "none", ""), "nothing": ("", "none", ""), "braces only": ("{x} and {y}", "none", ""),
     "empty": ("```json\n{}\n```", "empty", ""), "empty lists": ('{"objects": [], "relationships": []}', "empty", ""), "empty names": ('{"objects": [{"name": ""}]}', "empty", ""),
 }
@@ -97,7 +106,7 @@ def test_unseen_graphs(case):
     graph = parse_graph(text)
     assert graph.how == how and graph.ok == (how in ("json", "repaired", "cut"))
     assert inside in str(graph) and "dog" not in str(graph) and "answer" not in str(graph)
-    json.loads(str(graph)) # what goes on is JSON
+    json.loads(str(graph), parse_constant=lambda name: pytest.fail(f"{name} is no JSON")) # what goes on is JSON
 
 
 def test_graphs_that_the_published_code_loses(): # nested JSON in prose, and a trailing comma in a fence

@@ -219,6 +219,7 @@ def _bars(ax, lines, prompts, seen):
     for r in lines:
         x, e = prompts.index(r["prompt"]) + (seen.index(r["seen"]) - (len(seen) - 1)/2)*.8/len(seen), r["score"]
         ax.bar(x, 100*e.value, .8/len(seen), color=TINTS.get(r["seen"]), yerr=[[max(0, 100*(e.value - e.low))], [max(0, 100*(e.high - e.value))]], error_kw=dict(lw=.8))
+        if e.value < .01: ax.annotate("0", (x, 1), ha="center", fontsize=7) # it was asked
     guesses = [g for r in lines for g in (r["chance"], r.get("constant")) if g is not None]
     if guesses: ax.axhline(100*max(guesses), color="black", lw=.8, ls=":")
     ax.set(xticks=range(len(prompts)), xticklabels=prompts, xlim=(-.5, len(prompts) - .5), ylim=(0, 100), ylabel=f"{lines[0]['measure']} [%]", title=f"{lines[0]['benchmark']}: {lines[0]['model']}")

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/24_prompting.ipynb #607f13be
 from __future__ import annotations
-import ast, json, re
+import ast, html, json, math, re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from ..core import NotBuilt
@@ -184,7 +184,7 @@ class Graph:
     how: str # 'json'; 'repaired': not strict JSON; 'cut': the end is missing; 'empty': nothing in it; 'none'
     @property
     def ok(self) -> bool: return self.how in ("json", "repaired", "cut")
-    def __str__(self): return json.dumps(self.value, ensure_ascii=False) if self.value is not None else "{}"
+    def __str__(self): return json.dumps(_plain(self.value), ensure_ascii=False) if self.value is not None else "{}"
 
 _TOO_LONG = 40_000 # characters: the lenient reader is slow
 
@@ -197,17 +197,29 @@ _BAD = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)
 
 # %% ../../nbs/24_prompting.ipynb #b6a38ad2
 def _loads(text): # (value, how) of JSON or of what is nearly JSON; (None, 'none')
-    try: return json.loads(text, object_pairs_hook=_pairs), "json"
+    try:
+        value = json.loads(text, object_pairs_hook=_pairs)
+        return (value, "json") if not isinstance(value, str) else (json.loads(value, object_pairs_hook=_pairs), "repaired") # JSON inside a string of JSON
     except _BAD: pass
     if len(text) > _TOO_LONG: return None, "none"
-    tidy = re.sub(r",?\s*(?:\.\.\.|…)(?=\s*[\]},])", "", text.translate({0x201c: '"', 0x201d: '"', 0x2018: "'", 0x2019: "'", 0xa0: " "}))
     import json5
-    for read in (lambda t: json5.loads(t, object_pairs_hook=_pairs, allow_duplicate_keys=True), ast.literal_eval):
+    lenient = lambda t: json5.loads(t, object_pairs_hook=_pairs, allow_duplicate_keys=True)
+    for read, tidy in ((lambda t: json.loads(t, object_pairs_hook=_pairs, strict=False), text), (lenient, _tidy(text)), (ast.literal_eval, _tidy(text)), (lenient, _mended(_tidy(text)))):
         try: return _plain(read(tidy)), "repaired"
         except _BAD: pass
     return None, "none"
 
-def _plain(value): # what JSON can hold, of what Python can: sets and tuples are lists
+_MARKS = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "\xa0": " ", "：": ":", "，": ",", "｛": "{", "｝": "}", "［": "[", "］": "]"})
+
+def _tidy(text): # signs as JSON has them, without dots that stand for more
+    return re.sub(r",?\s*(?:\.\.\.|…)(?=\s*[\]},])", "", html.unescape(text.translate(_MARKS)))
+
+def _mended(text): # commas between objects; quotes around words, 20 % and 1/2
+    text = re.sub(r"([}\]])\s*(?=[{\[])", r"\1, ", re.sub(r"\s+", " ", text))
+    return re.sub(r'([:\[,]\s*)(?!(?:true|false|null|None|True|False|-?\d+(?:\.\d+)?)\s*[,}\]])([\w.%/°+-][\w.%/°+ -]*?)(?=\s*[,}\]])', r'\1"\2"', text)
+
+def _plain(value): # what JSON can hold, of what Python can: sets and tuples are lists, and what is no number is null
+    if isinstance(value, float) and not math.isfinite(value): return None
     if isinstance(value, dict): return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)): return [_plain(v) for v in value]
     return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)
@@ -241,6 +253,7 @@ def _closed(text): # (value, 'cut') of JSON without its end: cut back to a whole
     return None, "none"
 
 # %% ../../nbs/24_prompting.ipynb #f828b687
+_OTHER = {"answer", "final_answer", "choice", "option", "error", "message", "response", "reason", "reasoning", "explanation", "confidence"} # an object of these alone is no graph
 _GRAPHLIKE = re.compile(r"obj|relation|node|edge|attribut|entit|scene|graph", re.I)
 
 def _leaves(value): # numbers and words in it
@@ -253,7 +266,7 @@ def _keys(value): # of the outer two levels
     return [*(value if isinstance(value, dict) else ()), *(k for v in inner if isinstance(v, dict) for k in v)]
 
 def _candidates(text, fenced): # (value, how, fenced) in order
-    whole = _loads(text.strip())
+    whole = _loads(text.strip().lstrip("\ufeff"))
     if isinstance(whole[0], (dict, list)): yield *whole, fenced; return
     spans = _spans(text)
     read = [_loads(text[a:b]) if not still else _closed(text[a:b]) for a, b, still in spans]
@@ -264,6 +277,14 @@ def _candidates(text, fenced): # (value, how, fenced) in order
     for v, how in good: yield v, how, fenced
 
 # %% ../../nbs/24_prompting.ipynb #3e7ffea3
+def _parts(found): # objects in one fence and relations in the next: one graph; None where they are drafts of the same
+    values = [v for v, _, fenced in found if fenced and _leaves(v) > 1]
+    keys = [set(map(str, v if isinstance(v, dict) else [k for x in v if isinstance(x, dict) for k in x])) for v in values]
+    apart = all(keys) and not any(a & b for i, a in enumerate(keys) for b in keys[:i])
+    if len(values) < 2 or not apart or not any(_GRAPHLIKE.search(k) for ks in keys for k in ks): return None
+    if all(isinstance(v, dict) for v in values): return {k: x for v in values for k, x in v.items()}
+    return [x for v in values for x in (v if isinstance(v, list) else [v])]
+
 _FENCE = re.compile(r"```[ \t]*[\w+-]*[ \t]*\n?(.*?)(?:```|\Z)|<(code|scene_graph|json)>(.*?)(?:</\2>|\Z)", re.S | re.I)
 
 def parse_graph(text: str) -> Graph:
@@ -272,8 +293,10 @@ def parse_graph(text: str) -> Graph:
     for part in dict.fromkeys((said, text)): # a graph in the thoughts is better than none
         found = [c for m in _FENCE.finditer(part) for c in _candidates(m[1] if m[1] is not None else m[3], True)]
         found += list(_candidates(_FENCE.sub(" ", part), False))
+        found = [c for c in found if not (isinstance(c[0], dict) and c[0] and {str(k).lower() for k in c[0]} <= _OTHER)]
         full = [c for c in found if _leaves(c[0]) and (isinstance(c[0], dict) or _keys(c[0]) or any(isinstance(v, (list, str)) for v in c[0]))]
         if full:
+            if (parts := _parts(full)) is not None: return Graph(parts, "repaired")
             rank = lambda i: (any(_GRAPHLIKE.search(str(k)) for k in _keys(full[i][0])), full[i][2], _leaves(full[i][0]) > 1, i)
             best = full[max(range(len(full)), key=rank)]
             return Graph(best[0], best[1])
