@@ -8,7 +8,7 @@ from PIL import Image
 from cooper.core import resolve
 from cooper.perceive.scenes import load_facts, mirrored
 from cooper.reason.data import questions
-from cooper.reason.descriptions import (FORMS, PictureIndex, audit, depth_scale, describe, from_clevr, from_depth_row, from_facts, grey_at, judged_claims, read_clevr,
+from cooper.reason.descriptions import (FORMS, PictureIndex, audit, depth_scale, describe, from_clevr, from_depth_row, from_facts, grey_at, judged_claims, picture_words, read_clevr,
                                         related, tell, worded)
 
 FOLDER = "data/scenes/test"
@@ -236,3 +236,71 @@ def test_words_of_a_question(scenes):
     assert worded(FOLDER, "published_nlp")(q).startswith("The image contains")
     with pytest.raises(ValueError, match="poem"): worded(FOLDER, "poem")
     with pytest.raises(ValueError, match="never had it"): tell(from_facts(scenes[0]), "published_nlp", depth=True)
+
+
+# whole files in the true layouts
+
+
+def clevr_file(path, split, scenes): # as CLEVR_v1.0/scenes/CLEVR_*_scenes.json: info, and scenes with all their fields
+    def whole(i, s):
+        objects = [o | dict(rotation=30.*k) for k, o in enumerate(s["objects"])]
+        return dict(image_index=i, image_filename=f"CLEVR_{split}_{i:06d}.png", split=split, objects=objects, relationships=s["relationships"], directions=s["directions"])
+    info = dict(date="2/14/2017", version="1.0", split=split, license="Creative Commons Attribution (CC BY 4.0)")
+    path.write_text(json.dumps(dict(info=info, scenes=[whole(i, s) for i, s in enumerate(scenes)])))
+    return path
+
+
+def clevr_scene(facts): # the scene file's entry for a rendered room: relations by CLEVR's own rule, 0.2 along the camera's floor axes
+    (cx, cy, _), (tx, ty, _) = facts["camera"]["position"], facts["camera"]["target"]
+    n = math.hypot(tx - cx, ty - cy)
+    behind = [(tx - cx)/n, (ty - cy)/n, 0.]; right = [behind[1], -behind[0], 0.]
+    axes = dict(right=right, left=[-x for x in right], behind=behind, front=[-x for x in behind], above=[0., 0., 1.], below=[0., 0., -1.])
+    objects = [thing(o["size"], o["colour"], o["material"], o["shape"], list(o["position_m"]), [round(480*o["pixel"][0]), round(320*o["pixel"][1]), o["depth_m"]]) for o in facts["objects"]]
+    along = lambda o, v: sum(a*b for a, b in zip(o["3d_coords"], v))
+    sides = {s: [[j for j, b in enumerate(objects) if j != i and along(b, axes[s]) > along(a, axes[s]) + .2] for i, a in enumerate(objects)] for s in ("left", "right", "front", "behind")}
+    return dict(objects=objects, directions=axes, relationships=sides)
+
+
+def test_a_whole_clevr_file(tmp_path, scenes):
+    path = clevr_file(tmp_path/"CLEVR_valB_scenes.json", "valB", [VAL_0, *map(clevr_scene, scenes)])
+    layouts = read_clevr(path)
+    assert [l.name for l in layouts] == [f"CLEVR_valB_{i:06d}" for i in range(len(scenes) + 1)] and layouts[0].picture == "CLEVR_valB_000000.png"
+    for l in layouts: assert related(l) == l.relations # our axes against the relations of the file, for every scene
+    for facts, l in zip(scenes, layouts[1:]): assert describe(l, "structured") == describe(from_facts(facts), "structured")
+    rows = {(r["form"], r["axis"]): r for r in audit(layouts)}
+    assert all(rows[f, x]["wrong"] == 0 for f in OURS for x in ("across", "away"))
+    assert all(rows["published_structured", x]["wrong_share"] == 1 for x in ("across", "away"))
+    with pytest.raises(ValueError, match=r"'scenes' is missing"):
+        path.write_text(json.dumps(dict(info={}))); read_clevr(path)
+
+
+def test_rows_in_the_layout_of_clevr_with_depth(tmp_path, scenes):
+    "image, depth (both RGBA, of one size, depth with three channels alike), prompt: and nothing that says which scene it is."
+    folder, some = resolve(FOLDER), scenes[:12]
+    (tmp_path/"images").mkdir()
+    for i, f in enumerate(some): Image.open(folder/f["image"]).convert("RGB").resize((480, 320)).save(tmp_path/"images"/f"CLEVR_train_{i:06d}.png")
+    layouts = {l.name: l for l in read_clevr(clevr_file(tmp_path/"CLEVR_train_scenes.json", "train", map(clevr_scene, some)))}
+    def row(f):
+        metres = np.asarray(Image.open(folder/f["image"].replace("rgb", "depth")))/1000
+        grey = Image.fromarray((255*(1 - metres/14)).round().clip(0, 255).astype(np.uint8))
+        return dict(image=Image.open(folder/f["image"]).convert("RGBA").resize((320, 320)), depth=Image.merge("RGBA", [grey]*3 + [Image.new("L", grey.size, 255)]).resize((320, 320)), prompt="a room with things")
+    rows = [row(f) for f in some]
+    index = PictureIndex({n: tmp_path/"images"/l.picture for n, l in layouts.items()})
+    scale = depth_scale([layouts[index.find(r["image"])] for r in rows], [r["depth"] for r in rows])
+    told = [from_depth_row(r, index, layouts, scale) for r in rows[::-1]]
+    assert [l.name for l in told] == list(layouts)[::-1]
+    off = [abs(a.depth - b.depth) for l in told for a, b in zip(l.things, layouts[l.name].things)]
+    assert np.median(off) < .15 and "m behind the" in describe(told[0], "prose", depth=True)
+    with pytest.raises(ValueError, match="image missing"): from_depth_row(dict(depth=rows[0]["depth"], prompt=""), index, layouts, scale)
+
+
+def test_words_for_clevrs_pictures_by_name_and_by_content(tmp_path, scenes):
+    (tmp_path/"valB").mkdir()
+    for i, f in enumerate(scenes[:5]): Image.open(resolve(FOLDER)/f["image"]).convert("RGBA").resize((480, 320)).save(tmp_path/"valB"/f"CLEVR_valB_{i:06d}.png")
+    path = clevr_file(tmp_path/"CLEVR_valB_scenes.json", "valB", map(clevr_scene, scenes[:5]))
+    words, right = picture_words(path, tmp_path/"valB", "structured"), [describe(l, "structured") for l in read_clevr(path)]
+    assert [words(tmp_path/"elsewhere"/f"CLEVR_valB_{i:06d}.png") for i in range(5)] == right
+    assert [words(Image.open(tmp_path/"valB"/f"CLEVR_valB_{i:06d}.png").convert("RGB")) for i in range(5)] == right
+    with pytest.raises(ValueError, match="differs by"): words(Image.new("RGB", (480, 320), "red"))
+    with pytest.raises(ValueError, match="holds none of the pictures"): picture_words(path, tmp_path)(Image.new("RGB", (480, 320)))
+    with pytest.raises(ValueError, match="expected one of structured"): picture_words(path, tmp_path, "poem")

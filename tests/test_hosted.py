@@ -1,10 +1,11 @@
 "A server that does everything wrong: nothing is lost, nothing is asked twice, costs are right, and the key is nowhere."
-import json, logging, threading, time
+import email.utils, json, logging, threading, time
 from collections import Counter
 
 import pytest
 
-from cooper.reason.hosted import BudgetSpent, Chat, Endpoint, Hosted, HostedError, Rehearsal, user
+from cooper.reason.hosted import BudgetSpent, Chat, Endpoint, Hosted, HostedError, Rehearsal, user, wait_hint
+from house import NOTEBOOKS, ROOT
 
 PRICE = (2., 8.) # US dollars per million tokens
 
@@ -126,6 +127,126 @@ def test_a_plan_is_an_upper_bound_and_sends_nothing(tmp_path):
         assert model.plan(chats(9)).sent == 0
 
 
+MANY = [ # what servers say when something goes wrong in the middle, or call an answer
+    (200, {}, 'data: {"choices": [{"delta": {"content": "you sa"}}]}\n\ndata: {"error": {"message": "overloaded"}}\n\n'), (200, {}, ""), (200, {}, "null"), (200, {}, '{"choices": [{"message": {"content": "you sa'),
+    (200, {}, '{"choices": null}'), (200, {}, '{"choices": ["you said"]}'), (200, {}, '{"choices": [{"message": null}]}'), (200, {}, '{"choices": [{"finish_reason": "error", "error": {"code": 502, "message": "cut"}, "message": {"content": "you sa"}}]}'),
+    (200, {}, '{"error": "busy", "choices": [{"message": {"content": "you sa"}}]}'), (529, {}, ""), (524, {"content-type": "text/html"}, "<html>a timeout occurred</html>"), (429, {"retry-after": "0"}, ""), (429, {"retry-after": "soon"}, "{}"), (500, {}, "null")]
+MANY_LOST = 9 # of them: those with 200
+
+
+@pytest.mark.parametrize("first", range(len(MANY)))
+def test_each_fault_in_the_middle_is_survived(tmp_path, first):
+    meter, faults = Meter(), iter([MANY[first]])
+    with Rehearsal(meter, lambda n, body: next(faults, None)) as server:
+        model = hosted(server, tmp_path)
+        reply, = model.ask(chats(1))
+        assert right([reply]) and reply.tries == 2 and sum(meter.good.values()) == 1 and model.spent.lost == (first < MANY_LOST)
+        assert model.spent.money == pytest.approx(meter.money)
+
+
+def test_a_cut_in_the_middle_of_chunks(tmp_path):
+    "A server that breaks off between two chunks: no length tells that something is missing."
+    import socket
+    whole = json.dumps(dict(choices=[dict(message=dict(content="you said word 0"))], usage=dict(prompt_tokens=3, completion_tokens=4))).encode()
+    house, asked = socket.create_server(("127.0.0.1", 0)), []
+    def serve():
+        for n in range(2):
+            line, _ = house.accept()
+            data = b""
+            while b"word 0" not in data: data += line.recv(65536)
+            asked.append(data)
+            line.sendall(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n" + b"%x\r\n%s\r\n" % (len(whole[:40]), whole[:40]))
+            if n: line.sendall(b"%x\r\n%s\r\n0\r\n\r\n" % (len(whole[40:]), whole[40:]))
+            line.close()
+    threading.Thread(target=serve, daemon=True).start()
+    model = Hosted(Endpoint("echo", f"http://127.0.0.1:{house.getsockname()[1]}/v1", key="", price=PRICE, first_wait=.01, timeout=5.), tmp_path)
+    reply, = model.ask(chats(1))
+    house.close()
+    assert right([reply]) and len(asked) == 2 and model.spent.lost == 1 and model.spent.replies == 1
+
+
+def test_every_way_to_say_when(tmp_path):
+    "Retry-After as seconds, as milliseconds, as a date; a date that is over is no hint."
+    now = 1_700_000_000.
+    date = lambda seconds: email.utils.formatdate(now + seconds, usegmt=True)
+    for header, seconds in (({"retry-after": "7"}, 7.), ({"retry-after": " 7.5 "}, 7.5), ({"retry-after-ms": "1500"}, 1.5), ({"retry-after": date(9)}, 9.), ({"retry-after": date(-9)}, None), ({"retry-after": "0"}, None),
+                            ({"retry-after": "-3"}, None), ({"retry-after": ""}, None), ({"retry-after": "nan"}, None), ({"retry-after": "inf"}, None), ({"retry-after": "3", "x-ratelimit-reset-tokens": "1h"}, 3.), ({}, None)):
+        assert wait_hint(header, now) == seconds, header
+    at = []
+    def fault(n, body):
+        at.append(time.time())
+        return (429, {"retry-after": email.utils.formatdate(time.time() + 2, usegmt=True)}, "later") if n == 1 else None
+    with Rehearsal(echo, fault) as server: assert right(hosted(server, tmp_path).ask(chats(1)))
+    assert .9 < at[1] - at[0] < 10 # a date has whole seconds
+
+
+def test_a_hint_of_nothing_does_not_make_a_storm(tmp_path):
+    at = []
+    def fault(n, body):
+        at.append(time.monotonic())
+        return (429, {"retry-after": "0"}, "later") if n <= 4 else None
+    with Rehearsal(echo, fault) as server: assert right(hosted(server, tmp_path, first_wait=.1).ask(chats(1)))
+    assert all(b - a >= .05*2**i for i, (a, b) in enumerate(zip(at, at[1:])))
+
+
+SAID = [ # a message -> the words of the reply
+    (dict(content=None), ""), (dict(content=None, refusal="I cannot help."), "I cannot help."), (dict(content="", refusal=None), ""), (dict(), ""), (dict(content=[dict(type="text", text="one "), dict(type="text", text="two")]), "one two"),
+    (dict(content=["one", dict(type="text", text=dict(value=" two")), dict(type="image_url", image_url="x"), None, 7]), "one two"), (dict(content=[]), ""), (dict(content=3), ""), (dict(content=dict(text="one")), "one"),
+    (dict(content="cut \ud83d"), "cut \ufffd"), (dict(content="\ud83d\ude00"), "\U0001f600"), (dict(content=None, refusal=dict(text="No.")), "No."), (dict(content="x", reasoning="hm"), "x")]
+
+
+@pytest.mark.parametrize("message, words", SAID)
+def test_messages_of_every_form_are_replies_and_not_asked_again(tmp_path, message, words):
+    with Rehearsal(lambda body: dict(choices=[dict(message=message, finish_reason=None)], model=None, usage=dict(prompt_tokens=10, completion_tokens=2))) as server:
+        for _ in range(2):
+            reply, = hosted(server, tmp_path).ask(chats(1))
+            assert (reply.text, reply.error, reply.finish, reply.money) == (words, "", "", pytest.approx((10*2 + 2*8)/1e6))
+        assert reply.cached and len(server.seen) == 1
+
+
+@pytest.mark.parametrize("usage, tokens", [("missing", (None, None)), (None, (None, None)), ({}, (None, None)), (dict(prompt_tokens=7), (7, None)), (dict(prompt_tokens=None, completion_tokens=3), (None, 3)), ("many", (None, None)),
+                                           (dict(prompt_tokens=7.0, completion_tokens=3.0), (7, 3)), (dict(prompt_tokens="7", completion_tokens=-1), (None, None)), (dict(prompt_tokens=True, completion_tokens=float("nan")), (None, None))])
+def test_usage_that_is_not_told_is_not_free(tmp_path, usage, tokens):
+    "What a reply cost is unknown, said so, and held back from a budget at its worst; also tomorrow."
+    def answer(body): return dict(choices=[dict(message=dict(content=echo(body)))]) | ({} if usage == "missing" else dict(usage=usage))
+    with Rehearsal(answer) as server:
+        model = hosted(server, tmp_path, concurrency=1)
+        reply, = model.ask(chats(1))
+        assert (reply.prompt_tokens, reply.completion_tokens) == tokens and model.spent.replies == 1
+        if None not in tokens: assert model.spent.unpriced == 0 and reply.money == (7*2 + 3*8)/1e6; return
+        assert reply.money is None and model.spent.unpriced == 1 and "of unknown cost" in str(model.spent)
+        worst = model.worst(chats(1)[0])
+        for again in (model, hosted(server, tmp_path)):
+            assert again.spent.tokens + again.spent.feared_tokens == worst[0] + worst[1] and again.spent.feared_money == pytest.approx(worst[2])
+        poor = hosted(server, tmp_path, money=2.5*worst[2], concurrency=4)
+        with pytest.raises(BudgetSpent): poor.ask(chats(40))
+        assert len(server.seen) == 2 # the first, and one more that fitted
+
+
+def test_what_was_lost_counts_against_a_budget(tmp_path):
+    with Rehearsal(echo, lambda n, body: (200, {}, "<html>") if n < 4 else None) as server:
+        model = hosted(server, tmp_path)
+        worst = model.worst(chats(1)[0])[2]
+        poor = hosted(server, tmp_path, money=2.5*worst, concurrency=1)
+        poor.ask(chats(1))
+        assert poor.spent.lost == 3 and poor.spent.feared_money == pytest.approx(3*worst)
+        with pytest.raises(BudgetSpent, match="may be spent"): poor.ask(chats(5))
+        assert len(server.seen) == 4
+
+
+def test_a_redirect_ends_all_and_carries_no_key(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOSTILE_KEY", SECRET)
+    with Rehearsal(echo) as other, Rehearsal(echo) as server:
+        server.fault = lambda n, body: (307, {"location": f"{other.url}/chat/completions"}, "")
+        with pytest.raises(HostedError, match="307"): hosted(server, tmp_path, key="HOSTILE_KEY", concurrency=1).ask(chats(9))
+        assert len(server.calls) == 1 and not other.calls
+
+
+@pytest.mark.parametrize("extra", [dict(stream=True), dict(n=4), dict(max_tokens=3), dict(messages=[])])
+def test_extra_fields_do_not_overrule_the_client(extra):
+    with pytest.raises(ValueError, match="'extra' has"): Endpoint("m", extra=extra)
+
+
 # batches
 
 
@@ -187,6 +308,115 @@ def test_a_failed_batch_is_told_and_not_sent_again(tmp_path):
         assert len(server.batches) == 1 and all(r.text is None and "failed" in r.error for r in replies)
 
 
+def line(custom_id, **more): return json.dumps(dict(id="r", custom_id=custom_id) | more).encode()
+
+
+def body_of(raw): return json.loads(raw)["response"]["body"]
+
+
+def ids(lines): return [json.loads(l)["custom_id"] for l in lines]
+
+
+def test_every_kind_of_broken_line(tmp_path):
+    "Twelve questions, each answered in another way; one more round brings those that were not answered, and no other."
+    def wreck(lines):
+        i, b = ids(lines), [body_of(l) for l in lines]
+        return [line(None, response=dict(body=b[0])), line([i[0]], response=dict(body=b[0])), line({}, error=None), b"[1, 2]", b"null", b"\xff\xfe", b'"' + i[0].encode() + b'"', # of nobody
+                line(i[1], error={}, response=dict(status_code=200, body=b[1])), line(i[2], error=None, response=dict(body=b[2])), line(i[3], error="", response=dict(status_code="200", body=json.dumps(b[3]))), # answers
+                line(i[4], error=None, response=None), line(i[5], response=dict(status_code=200, body="<html>")), line(i[6], response=dict(status_code=429, body=dict(error=dict(message="slow down")))), # errors
+                line(i[7], response=dict(status_code=200, body=b[7] | dict(choices=[]))), line(i[7], error=None, response=dict(status_code=200, body=b[7])), line(i[7], error=dict(code="x", message="late")), # an error, an answer, an error
+                line(i[8], error=dict(code="batch_expired", message="too late"), response=None), *lines[9:11], lines[11][:-40]] # the last is half-written
+    turns = iter([wreck])
+    meter = Meter()
+    with Rehearsal(meter, batch_lines=lambda lines: next(turns, lambda x: x)(lines)) as server:
+        model = hosted(server, tmp_path)
+        assert right(model.batch(chats(12), poll=.02, wait=60, show=False))
+        first, second = ([r for r in map(json.loads, server.files[b["input_file_id"]].splitlines())] for b in server.batches.values())
+        assert [r["body"]["messages"][0]["content"] for r in second] == [f"word {n}" for n in (0, 4, 5, 6, 8, 11)] and len(first) == 12
+        assert model.spent.replies == 12 and model.spent.money == pytest.approx(sum(r.money for r in model.ask(chats(12))))
+
+
+@pytest.mark.parametrize("status, asked_again", [("expired", True), ("cancelled", False), ("failed", False)])
+def test_a_batch_that_ends_half_done(tmp_path, status, asked_again):
+    "Part of the lines in the output file, the others in the error file: what came is kept, what did not is asked again only if that may help."
+    class House(Rehearsal):
+        def _look(self, name):
+            b, (code, more, text) = self.batches[name], super()._look(name)
+            shown = json.loads(text)
+            if name != "batch-0" or shown["status"] != "completed": return code, more, text
+            if "errors-0" not in self.files:
+                rows = [json.loads(l) for l in self.files[b["output_file_id"]].splitlines()]
+                self.files["errors-0"] = b"\n".join(line(r["custom_id"], response=None, error=dict(code=f"batch_{status}", message="not done in time")) for r in rows[3:])
+                self.files[b["output_file_id"]] = b"\n".join(json.dumps(r).encode() for r in rows[:3])
+            return 200, {}, json.dumps(shown | dict(status=status, error_file_id="errors-0", errors=dict(data=[dict(message="for a reason"), None]) if status == "failed" else None))
+    meter = Meter()
+    with House(meter) as server:
+        replies = hosted(server, tmp_path).batch(chats(8), poll=.02, wait=60, show=False)
+        assert right(replies[:3]) and len(server.batches) == 1 + asked_again
+        if asked_again: assert right(replies) and len(server.files[server.batches["batch-1"]["input_file_id"]].splitlines()) == 5; return
+        assert all(r.text is None and f"the batch {status}" in r.error for r in replies[3:]) and ("for a reason" in replies[4].error) == (status == "failed")
+        assert right(hosted(server, tmp_path).batch(chats(8), poll=.02, wait=60, show=False)) # run again on purpose: only what is missing goes out
+        assert len(server.files[server.batches["batch-1"]["input_file_id"]].splitlines()) == 5 and Counter(meter.good.values()) == {1: 3, 2: 5}
+
+
+def test_completed_before_the_file_is_named(tmp_path):
+    "Asked too early, the file is not there yet: nothing is ordered twice for that."
+    class Slow(Rehearsal):
+        def _look(self, name):
+            code, more, text = super()._look(name)
+            shown = json.loads(text)
+            return code, more, json.dumps(shown | dict(output_file_id=None) if self.batches[name]["looks"] < 3 else shown)
+    with Slow(echo) as server:
+        assert right(hosted(server, tmp_path).batch(chats(5), poll=.02, wait=60, show=False)) and len(server.batches) == 1
+
+
+def test_completed_with_nothing_at_all_ends(tmp_path):
+    class Empty(Rehearsal):
+        def _look(self, name): return 200, {}, json.dumps(json.loads(super()._look(name)[2]) | dict(output_file_id=None))
+    with Empty(echo) as server:
+        replies = hosted(server, tmp_path).batch(chats(2), poll=.02, wait=60, rounds=2, show=False)
+        assert len(server.batches) == 2 and all("no line of 2 batches answers it" in r.error for r in replies)
+
+
+def test_html_at_every_step_of_a_batch(tmp_path):
+    "The upload, the order, a look and the file each meet an HTML page and a 503 first; one batch is ordered."
+    faults = Counter()
+    class Wild(Rehearsal):
+        def reply_to(self, method, path, headers, data):
+            step = (method, path.split("?")[0].split("/")[1], path.endswith("content"))
+            faults[step] += 1
+            if faults[step] == 1: return 200, {"content-type": "text/html; charset=iso-8859-1"}, "<html>log in first</html>"
+            if faults[step] == 2: return 503, {}, "<html>busy</html>"
+            return super().reply_to(method, path, headers, data)
+    with Wild(lambda body: echo(body) + " \u2026 caf\u00e9") as server:
+        replies = hosted(server, tmp_path).batch(chats(4), poll=.02, wait=60, show=False)
+        assert [r.text for r in replies] == [f"you said word {n} \u2026 caf\u00e9" for n in range(4)] and len(server.batches) == 1
+
+
+def test_a_file_without_an_id_is_told(tmp_path):
+    class Odd(Rehearsal):
+        def _upload(self, headers, data): return 200, {}, '{"object": "file"}'
+    with Odd(echo) as server:
+        with pytest.raises(HostedError, match="gave no id"): hosted(server, tmp_path).batch(chats(2), poll=.02, wait=5, show=False)
+
+
+def test_batches_of_two_processes_are_both_kept(tmp_path):
+    with Rehearsal(echo, batch_status=lambda n: "in_progress") as server:
+        one, two = hosted(server, tmp_path), hosted(server, tmp_path)
+        for model, part in ((one, chats(3)), (two, chats(6)[3:])):
+            with pytest.raises(TimeoutError): model.batch(part, poll=.01, wait=0, show=False)
+        server.batch_status = lambda n: "completed"
+        assert right(hosted(server, tmp_path).batch(chats(6), poll=.02, wait=60, show=False)) and len(server.batches) == 2
+
+
+def test_a_batch_without_usage_is_not_free(tmp_path):
+    with Rehearsal(lambda body: dict(choices=[dict(message=dict(content=echo(body)))], usage=None)) as server:
+        model = hosted(server, tmp_path)
+        assert right(model.batch(chats(3), poll=.02, wait=60, show=False))
+        assert model.spent.unpriced == 3 and model.spent.feared_money == pytest.approx(sum(model.worst(c)[2] for c in chats(3))/2)
+        with pytest.raises(BudgetSpent): hosted(server, tmp_path, money=model.spent.feared_money).batch(chats(4), show=False)
+
+
 # secrets
 
 SECRET = "sk-THIS-IS-A-SECRET-0123456789"
@@ -221,3 +451,55 @@ def test_a_key_is_never_a_setting(monkeypatch, tmp_path):
     with Rehearsal(echo) as server:
         with pytest.raises(HostedError, match="HOSTILE_KEY is not set"): hosted(server, tmp_path, key="HOSTILE_KEY").ask(chats(2))
         assert not server.calls
+
+
+def test_half_a_key_is_still_a_key(tmp_path, monkeypatch):
+    "Where a long message is cut, the key is cut out before: no part of it is left at the end."
+    monkeypatch.setenv("HOSTILE_KEY", SECRET)
+    escaped = "".join(f"\\u{ord(c):04x}" for c in SECRET)
+    for pad in range(250, 320, 4):
+        for text in (f"{'x'*pad}{SECRET}", json.dumps(dict(error=dict(message="x"*pad + SECRET))), f'{{"error": {{"message": "{"x"*pad}{escaped}"}}}}'):
+            with Rehearsal(echo, lambda n, body: (400, {}, text)) as server: reply, = hosted(server, None, key="HOSTILE_KEY").ask(chats(1))
+            assert not any(SECRET[:n] in reply.error for n in range(8, len(SECRET))) and len(reply.error) < 500
+
+
+def test_the_key_is_in_no_line_of_a_batch(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOSTILE_KEY", SECRET)
+    monkeypatch.setenv("COOPER_QUIET", "0")
+    def tell(lines): return [line(json.loads(lines[0])["custom_id"], error=dict(code="400", message=f"bad key {SECRET}")), *lines[1:]]
+    with Rehearsal(lambda body: f"key {SECRET}", batch_lines=tell) as server:
+        replies = hosted(server, tmp_path, key="HOSTILE_KEY").batch(chats(3), poll=.02, wait=30)
+        assert "[key]" in replies[0].error and "[key]" in replies[1].text
+    class Fails(Rehearsal):
+        def _look(self, name): return 200, {}, json.dumps(dict(id=name, status="failed", errors=dict(data=[dict(message=f"{SECRET} has no quota")])))
+    with Fails(echo) as server: replies += hosted(server, tmp_path, name="other", key="HOSTILE_KEY").batch(chats(3), poll=.02, wait=30)
+    assert "[key]" in replies[-1].error and not any(SECRET[10:] in t for t in [repr(replies), *(p.read_text() for p in tmp_path.rglob("*") if p.is_file())])
+
+
+def test_a_key_that_is_a_plain_word_spoils_no_reply(tmp_path, monkeypatch):
+    "Local servers are given EMPTY for a key; replies may hold that word."
+    monkeypatch.setenv("LOCAL_KEY", "EMPTY")
+    with Rehearsal(lambda body: "EMPTY graph") as server: assert hosted(server, tmp_path, key="LOCAL_KEY").ask(chats(1))[0].text == "EMPTY graph"
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_key_is_nowhere_after_a_study(tmp_path, monkeypatch, known):
+    "51 through papermill with a server that repeats the key wherever it can; once it answers, once it refuses the key and the notebook fails."
+    import papermill
+    monkeypatch.setenv("HOSTILE_KEY", SECRET)
+    def tells(body): return f'<answer>left</answer> {{"objects": ["{SECRET}"]}}'
+    def fault(n, body):
+        if not known: return 401, {"www-authenticate": SECRET}, json.dumps(dict(error=dict(message=f"who is {SECRET}?")))
+        return (400, {}, f"no {SECRET}") if n % 5 == 0 else None
+    with Rehearsal(tells, fault) as server:
+        given = dict(models=f"m@{server.url}", key="HOSTILE_KEY", prompts="bare,scene_graph", seen="nothing,words", questions=5, max_tokens=16, out=str(tmp_path/"out"))
+        run = lambda: papermill.execute_notebook(NOTEBOOKS["51_prompting_study"], tmp_path/"ran.ipynb", given, progress_bar=False, kernel_name="python3", cwd=ROOT, log_output=True)
+        if known: run()
+        else:
+            with pytest.raises(papermill.PapermillExecutionError) as error: run()
+            assert "401" in str(error.value) and "[key]" in str(error.value) and SECRET[10:] not in str(error.value)
+        assert server.calls and all(h["authorization"] == f"Bearer {SECRET}" for _, _, h in server.calls)
+    files = {p.relative_to(tmp_path).as_posix(): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert "ran.ipynb" in files and "out/run.json" in files and (not known or "out/answers.jsonl" in files)
+    assert not [n for n, data in files.items() if SECRET[10:].encode() in data]
+    assert b"[key]" in files["ran.ipynb"] + files.get("out/answers.jsonl", b"")

@@ -1,17 +1,13 @@
 "Published prompts word for word, graphs that no notebook has shown, and the same question in every condition."
 import json, re
-from collections import Counter
 
 import pytest
 
-from cooper.core import NotBuilt, resolve
-from cooper.measure.benchmarks import benchmark
+from cooper.core import NotBuilt
 from cooper.perceive.scenes import load_facts
 from cooper.reason.data import KINDS
-from cooper.reason.descriptions import worded
-from cooper.reason.hosted import Endpoint, Hosted, Rehearsal, Reply
-from cooper.reason.prompting import (ABSENT, SEEN, VARIANTS, Item, Outcome, StudyParameters, answer_items, graph_counts, messages, parse_flow, parse_graph, published_graph,
-                                     rule_reader, scene_shots, score, study, study_models, study_plan, variant)
+from cooper.reason.hosted import Endpoint, Hosted, Rehearsal
+from cooper.reason.prompting import (ABSENT, SEEN, VARIANTS, Item, Job, answer_items, answer_jobs, blocks, messages, parse_flow, parse_graph, published_graph, refusal, scene_shots, variant)
 
 PICTURE = "data/scenes/test/rgb/000000.png"
 ITEM = Item("Which is closer?", ("the cup", "the {graph}"), (PICTURE,), "Words about it.", "an item")
@@ -90,6 +86,15 @@ GRAPHS = { # what models write -> (how, what must be in it)
     "one object a line": ('```\n{"object": "cup", "left_of": "jar"}\n{"object": "jar", "left_of": "lid"}\n```', "repaired", "lid"),
     "dots": ('```json\n{"objects": ["cup", "jar", ...]}\n```', "repaired", "jar"),
     "brackets in strings": ('{"objects": [{"name": "sign }]", "text": "a \\"jar\\" {"}]}', "json", "jar"),
+    "a string of JSON": (json.dumps(json.dumps(OBJECTS)), "repaired", "jar"), "Markdown's escapes": ('{"scene\\_graph": {"objects": ["cup", "jar"]}}', "repaired", "jar"), "tilde fence": (f"~~~json\n{NESTED}\n~~~", "json", "jar"),
+    "missing comma": ('{"objects": [{"name": "cup"}\n {"name": "jar"}]}', "repaired", "jar"), "full-width signs": ("{“objects”：［“cup”，“jar”］}", "repaired", "jar"), "HTML": ("{&quot;objects&quot;: [&quot;cup&quot;, &quot;jar&quot;]}", "repaired", "jar"),
+    "a line's end in a string": ('{"objects": [{"name": "red\ncup"}, {"name": "jar"}]}', "repaired", "jar"), "words without quotes": ("{objects: [{name: cup}, {name: glass jar}]}", "repaired", "glass jar"),
+    "percent and fractions": ('{"objects": [{"name": "cup", "x": 20%}, {"name": "jar", "x": 1/2, "y": -3.5, "z": true}]}', "repaired", '"1/2", "y": -3.5, "z": true'), "no numbers": ('{"objects": [{"name": "cup", "d": NaN}, {"name": "jar", "d": Infinity}]}', "json", "jar"),
+    "objects and relations apart": ('Objects:\n```json\n[{"name": "cup"}, {"name": "lid"}]\n```\nRelations:\n```json\n[{"subject": "cup", "predicate": "near", "object": "jar"}]\n```', "repaired", '"lid"}, {"subject": "cup"'),
+    "two halves": ('```json\n{"objects": ["cup", "lid"]}\n```\n```json\n{"relationships": [["cup", "near", "jar"]]}\n```', "repaired", '"lid"], "relationships": [["cup", "near", "jar"]]'),
+    "a variable of Python": ('```python\nscene_graph = {\n "objects": ["cup", "jar"], # things\n}\n```', "repaired", "jar"), "a bracket missing inside": ('{"objects": ["cup", "jar", "relations": []}', "cut", "jar"), "one too many": ('{"objects": ["cup", "jar"]}}', "json", "jar"),
+    "a form of it first": ('I use {"objects": [...], "relationships": [...]}:\n```json\n{"objects": ["cup", "jar"]}\n```', "json", "jar"),
+    "an excuse": ('{"error": "I cannot see the image"}', "none", ""), "only an answer": ('```json\n{"Answer": "A", "confidence": 0.9}\n```', "none", ""), "nulls": ('{"objects": null, "relationships": null}', "empty", ""), "YAML": ("```yaml\nobjects:\n  - name: cup\n```", "none", ""),
     "no graph": ("I cannot see an image, sorry.", "none", ""), "nothing": ("", "none", ""), "braces only": ("{x} and {y}", "none", ""),
     "empty": ("```json\n{}\n```", "empty", ""), "empty lists": ('{"objects": [], "relationships": []}', "empty", ""), "empty names": ('{"objects": [{"name": ""}]}', "empty", ""),
 }
@@ -101,7 +106,7 @@ def test_unseen_graphs(case):
     graph = parse_graph(text)
     assert graph.how == how and graph.ok == (how in ("json", "repaired", "cut"))
     assert inside in str(graph) and "dog" not in str(graph) and "answer" not in str(graph)
-    json.loads(str(graph)) # what goes on is JSON
+    json.loads(str(graph), parse_constant=lambda name: pytest.fail(f"{name} is no JSON")) # what goes on is JSON
 
 
 def test_graphs_that_the_published_code_loses(): # nested JSON in prose, and a trailing comma in a fence
@@ -111,19 +116,6 @@ def test_graphs_that_the_published_code_loses(): # nested JSON in prose, and a t
 
 def test_strange_replies_do_not_fail():
     for text in ("{"*3000, "["*50000, "```"*500, '{"a":'*400, "\x00{\"objects\": [1e999]}", "{" + '"k": 1, '*9000): assert parse_graph(text).how in ("json", "repaired", "cut", "empty", "none")
-
-
-def test_an_empty_graph_is_counted(tmp_path):
-    says = iter(["```json\n{}\n```", GRAPHS["triples"][0], "no idea", '{"objects": ["cup"'])
-    def answer(body): return "<answer>A</answer>" if "Scene Graph:" in json.dumps(body) else next(says)
-    with Rehearsal(answer) as server:
-        bench = benchmark("scenes", count=5)
-        bench = type(bench)("few", bench.folder, bench.questions[1:5], bench.constants)
-        model = Hosted(Endpoint("m", server.url, key="", name="here", concurrency=1), tmp_path)
-        rows = study([model], ["cvbench_scene_graph"], bench, seen=("picture",), show=False)
-    assert Counter(r["graph"] for r in rows) == dict(empty=1, json=1, none=1, cut=1)
-    counts, = graph_counts(rows)
-    assert (counts["n"], counts["json"], counts["empty"], counts["none"], counts["cut"], counts["failed"]) == (4, 1, 1, 1, 1, 0)
 
 
 @pytest.mark.parametrize("name", ["bare", "plain", "think", "describe", "scene_graph", "cvbench_zero_shot", "cvbench_scene_graph", "clevr_describe"])
@@ -163,45 +155,50 @@ def test_flow_notes_only_for_two_pictures(tmp_path):
     assert parse_flow("- cup: right\n- jar: still\n- lid: maybe") == {"cup": 1, "jar": 0} and parse_flow("no") == {}
 
 
-@pytest.mark.parametrize("text, right", [("<answer>B</answer>", True), ("<ANSWER>(B)</ANSWER>", True), ("<answer>B. the jar</answer>", True), ("Thinking about it...\nThe answer is **the jar**.", True), ("<answer>A</answer>", False),
-                                         ("<answer>C</answer>", False), ("I do not know", False), ("", False)])
-def test_scores(text, right): assert score(Outcome(Item("?", ("the cup", "the jar")), [Reply(text)]), "the jar")["correct"] == right
+def test_examples_come_with_words_where_the_question_does():
+    folder = "data/scenes/train"
+    facts = load_facts(folder, 12)
+    shots, bare = (tuple(scene_shots(facts, folder, KINDS[:2], 0, **more)) for more in (dict(words=lambda q: f"Words about {q.data_id}."), {}))
+    v = VARIANTS["few_shot_conversation"]
+    turns = messages(v, v.calls[0], ITEM, {}, "words", shots)
+    said = ["".join(m["content"]) for m in turns if m["role"] == "user"] # no pictures among them, or this would fail
+    assert len(said) == 3 and all(f"Words about {s.item.name}." in t for s, t in zip(shots, said)) and ITEM.words in said[2]
+    with pytest.raises(ValueError, match="has no words to show"): messages(v, v.calls[0], ITEM, {}, "words", bare)
 
 
-def test_a_failed_call_is_wrong_and_told():
-    found = score(Outcome(Item("?", ("a", "b")), [Reply(error="answered 500")]), "a")
-    assert (found["correct"], found["valid"], found["why"]) == (False, False, "answered 500")
+def test_options_are_printed_once_and_an_open_question_says_what_it_wants():
+    assert blocks(Item("Which?", ("a cup", "", "a jar")))["lettered"] == "Which? (A) a cup (C) a jar"
+    inline = blocks(Item("Which?\nA. cup\nB. jar", ("cup", "jar")))
+    assert inline["asked"] == inline["lettered"] == inline["select"] == "Which?\nA. cup\nB. jar"
+    assert [blocks(Item("?", form=f))["tell"] for f in ("yes_no", "number", "length")] == [f"Answer with {x}, between <answer> and </answer>." for x in ("yes or no", "a number", "a number and its unit")]
+    assert "lettered" not in blocks(Item("How many?", form="number"))
+    with pytest.raises(ValueError, match="form is 'poem'"): blocks(Item("How many?", form="poem"))
 
 
-def test_a_study_from_plan_to_records(tmp_path):
-    bench, p = benchmark("scenes", count=30), StudyParameters(["rehearsal"], ("plain", "scene_graph"), out=str(tmp_path))
-    with Rehearsal(rule_reader) as server:
-        models = study_models(p, server)
-        asked = models, p.prompts, bench, worded(p.data)
-        plan, = study_plan(*asked)
-        assert not server.calls
-        rows = study(*asked, show=False)
-        spent, calls = models[0].spent, len(server.calls)
-        assert plan.sent >= spent.replies == calls and plan.prompt_tokens >= spent.prompt_tokens and plan.completion_tokens >= spent.completion_tokens
-        assert study(*asked, show=False) == rows or [r["prediction"] for r in study(*asked, show=False)] == [r["prediction"] for r in rows]
-        assert len(server.calls) == calls # nothing twice
-    assert len(rows) == 30*2*4
-    told = [r for r in rows if "words" in r["seen"] and r["kind"] != "distance"]
-    assert all(r["correct"] for r in told) # the words hold these answers, and hold them right
-    blind = {s: [r["prediction"] for r in rows if r["prompt"] == "plain" and r["seen"] == s] for s in SEEN}
-    assert blind["picture"] == blind["nothing"] != blind["words"] == blind["picture+words"]
+def test_the_owners_words_and_nothing_else(tmp_path):
+    body, = sent("owner", Item("How far?", pictures=(PICTURE,), owner="Question: How far?\nThink.", owner_system="Say a {length}."), ("1 m",), tmp_path)[0]
+    assert plain(body) == [("system", "Say a {length}.", 0), ("user", "Question: How far?\nThink.", 1)]
+    body, = sent("owner", ITEM, ("A",), tmp_path)[0]
+    assert plain(body) == [("user", "Which is closer?", 1)]
 
 
-def test_wrong_words_make_the_reader_wrong(tmp_path):
-    bench = benchmark("scenes", count=30)
-    with Rehearsal(rule_reader) as server:
-        model = study_models(StudyParameters(["rehearsal"], ("plain",), out=str(tmp_path)), server)
-        swapped = lambda q: worded("data/scenes/test")(q).replace("left to right", "?").replace("front to back", "left to right").replace("?", "front to back")
-        rows = study(model, ["plain"], bench, swapped, ("words",), show=False)
-    assert sum(r["correct"] for r in rows if r["kind"] in ("relation", "depth")) < 10 # of 12
+@pytest.mark.parametrize("name, items, seen, why", [
+    ("cvbench_zero_shot", [ITEM, Item("How many?")], "picture", "prints options, and 1 of 2 questions have none"), ("sat_zero_shot", [Item("How many?")], "nothing", "prints options, and the questions have none"),
+    ("plain", [ITEM, Item("How many?")], "words", "no description: 1 of 2"), ("clevr_words", [ITEM], "picture", "shows a description itself"), ("few_shot_flat", [ITEM], "picture", "there are none"),
+    ("plain", [ITEM, Item("How many?")], "picture", ""), ("clevr_words", [ITEM], "words", ""), ("clevr_describe", [ITEM], "nothing", "")])
+def test_what_cannot_be_asked_says_why(tmp_path, name, items, seen, why):
+    with Rehearsal(lambda body: "") as server: found = refusal(talk(server, tmp_path), VARIANTS[name], items, seen)
+    assert why in found if why else found == ""
 
 
-@pytest.mark.parametrize("wrong, says", [(dict(models=[]), "'models' is empty"), (dict(prompts=("few_shot_split",)), "'examples' is missing"), (dict(seen=("smell",)), "'smell'"), (dict(prompts=()), "'prompts' is empty"),
-    (dict(price=[1.]), "expected two"), (dict(money=2.), "needs 'price'"), (dict(questions=0), "'questions' is 0")])
-def test_wrong_parameters(wrong, says):
-    with pytest.raises(ValueError, match=says): StudyParameters(**dict(models=["rehearsal"], prompts=("plain",)) | wrong)
+def test_prompts_of_one_study_go_out_together(tmp_path):
+    "One batch a stage, not one a prompt."
+    jobs = [Job([ITEM], VARIANTS[n], s) for n in ("plain", "scene_graph", "clevr_describe") for s in ("picture", "nothing")]
+    with Rehearsal(lambda body: '{"objects": ["cup"]} <answer>A</answer>') as server:
+        found = answer_jobs(talk(server, tmp_path), jobs, dict(poll=.02), show=False)
+        assert [len(o.replies) for o, in found] == [1, 1, 2, 2, 2, 2] and [len(server.files[b["input_file_id"]].splitlines()) for b in server.batches.values()] == [6, 4]
+
+
+def test_a_reply_that_looks_like_a_file(tmp_path):
+    seen, outcome = sent("clevr_describe", replies=("cup.png", "<answer>2</answer>"), folder=tmp_path)
+    assert outcome.text == "<answer>2</answer>" and plain(seen[1])[2] == ("assistant", "cup.png", 0)

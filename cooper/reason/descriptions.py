@@ -17,7 +17,7 @@ from ..perceive.scenes import Camera, load_facts
 # %% auto #0
 __all__ = ['SIDES', 'CLEAR', 'FORMS', 'Thing', 'Layout', 'from_facts', 'from_clevr', 'read_clevr', 'related', 'Told', 'names',
            'Form', 'tell', 'describe', 'judged_claims', 'audit', 'plan_figure', 'PictureIndex', 'DepthScale', 'grey_at',
-           'depth_scale', 'measured', 'from_depth_row', 'worded']
+           'depth_scale', 'measured', 'from_depth_row', 'worded', 'picture_words']
 
 # %% ../../nbs/25_descriptions.ipynb #fb6a8f02
 @dataclass(frozen=True)
@@ -394,3 +394,25 @@ def worded(
     @lru_cache(maxsize=None)
     def words(image): return describe(layouts[image], form, by, depth)
     return lambda q: words(q.image)
+
+# %% ../../nbs/25_descriptions.ipynb #a68a39ef
+def picture_words(
+    scenes, # CLEVR's scene file
+    folder, # of its pictures
+    form: str="ordered",
+    by: str="axes", # as CLEVR itself means left, right, front and behind
+    depth: bool=False,
+): # -> function: picture (file or PIL) -> words
+    "The description of the CLEVR scene that a picture shows. A picture with CLEVR's own file name is known by it, another one by its content."
+    layouts = {l.name: l for l in read_clevr(scenes)}
+    if not layouts: raise ValueError(f"{scenes}: holds no scenes")
+    tell(next(iter(layouts.values())), form, by, depth) # a wrong name is an error now
+    @lru_cache(maxsize=1)
+    def index():
+        there = {n: resolve(folder)/l.picture for n, l in layouts.items() if (resolve(folder)/l.picture).is_file()}
+        if not there: raise ValueError(f"{folder}: holds none of the pictures of {scenes}; expected {next(iter(layouts.values())).picture} and others")
+        return PictureIndex(there)
+    def words(picture):
+        name = Path(picture).stem if isinstance(picture, (str, Path)) else ""
+        return describe(layouts[name if name in layouts else index().find(picture)], form, by, depth)
+    return words

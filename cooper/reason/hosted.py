@@ -6,7 +6,7 @@
 from __future__ import annotations
 import base64, email.utils, hashlib, io, json, math, os, random, re, sys, threading, time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,14 +14,14 @@ from fastcore.basics import patch
 from ..core import NotBuilt, progress, read_jsonl, resolve, seed_for, write_jsonl, write_whole
 
 # %% auto #0
-__all__ = ['PASSING', 'FATAL', 'ENDED', 'turn', 'system', 'user', 'assistant', 'Chat', 'picture_bytes', 'encoded', 'Reply',
-           'Endpoint', 'cost', 'estimate', 'content_key', 'Cache', 'Spent', 'Plan', 'Asker', 'say', 'HostedError',
-           'BudgetSpent', 'Fault', 'wait_hint', 'judged', 'read_reply', 'Hosted', 'Rehearsal', 'Job', 'Harvest',
-           'weights_hash', 'Local', 'LocalCooper', 'open_model']
+__all__ = ['PASSING', 'FATAL', 'ENDED', 'turn', 'system', 'user', 'assistant', 'Chat', 'opened', 'picture_bytes', 'encoded',
+           'Reply', 'Endpoint', 'cost', 'estimate', 'content_key', 'Cache', 'Spent', 'Plan', 'Asker', 'say',
+           'HostedError', 'BudgetSpent', 'Fault', 'wait_hint', 'judged', 'read_reply', 'Hosted', 'Rehearsal', 'Job',
+           'Harvest', 'weights_hash', 'Local', 'LocalCooper', 'open_model']
 
 # %% ../../nbs/23_hosted.ipynb #33eed242
 def turn(role: str, *parts) -> dict:
-    "A turn of a conversation; parts are words (str) or pictures (Path or PIL), in order."
+    "A turn of a conversation; parts are words (str) or pictures (Path, bytes of a file, or PIL), in order."
     if role not in ("system", "user", "assistant"): raise ValueError(f"turn: role is {role!r}; expected system, user or assistant")
     if not parts: raise ValueError(f"turn: the {role}'s turn is empty; expected words or pictures")
     for p in parts:
@@ -30,7 +30,7 @@ def turn(role: str, *parts) -> dict:
 
 def system(text: str) -> dict: return turn("system", text)
 def user(*parts) -> dict: return turn("user", *parts)
-def assistant(text: str) -> dict: return turn("assistant", text)
+def assistant(text: str) -> dict: return dict(role="assistant", content=[text]) # a reply is words, even one that is called cup.png
 
 # %% ../../nbs/23_hosted.ipynb #5ea31345
 @dataclass(frozen=True, eq=False)
@@ -53,17 +53,25 @@ class Chat:
         return "\n".join(p for m in self.messages for p in m["content"] if isinstance(p, str))
 
 # %% ../../nbs/23_hosted.ipynb #6719a673
+def opened(picture): # PIL, RGB
+    "A picture of a turn. ValueError names a file that is none."
+    from PIL import Image
+    from cooper.model.processor import read_picture
+    if isinstance(picture, (str, os.PathLike)): return read_picture(resolve(picture))
+    if not isinstance(picture, bytes): return read_picture(picture)
+    try: return read_picture(Image.open(io.BytesIO(picture)))
+    except (OSError, SyntaxError) as e: raise ValueError(f"the {len(picture)} bytes of a picture: {e}") from None
+
 def picture_bytes(picture) -> tuple: # (bytes, 'png' or 'jpeg')
     "A picture as it is sent. ValueError names a file that is none."
     from PIL import Image
-    from cooper.model.processor import read_picture
-    if isinstance(picture, (str, os.PathLike)):
-        picture = resolve(picture)
-        read_picture(picture) # a file that is cut off opens well and is refused only here
-        with Image.open(picture) as p: kind, mode = p.format, p.mode
-        if kind == "PNG" and mode in ("RGB", "L") or kind == "JPEG" and mode in ("RGB", "L"): return picture.read_bytes(), kind.lower()
+    rgb = opened(picture) # a file that is cut off opens well and is refused only here
+    if isinstance(picture, (str, os.PathLike, bytes)):
+        data = picture if isinstance(picture, bytes) else resolve(picture).read_bytes()
+        with Image.open(io.BytesIO(data)) as p:
+            if p.format in ("PNG", "JPEG") and p.mode in ("RGB", "L"): return data, p.format.lower()
     file = io.BytesIO()
-    read_picture(picture).save(file, "PNG")
+    rgb.save(file, "PNG")
     return file.getvalue(), "png"
 
 def _part(part):
@@ -92,6 +100,7 @@ class Reply:
     error: str = ""
     batch: bool = False
     cached: bool = False # was it on disk already?
+    feared: tuple = (0, 0.) # where tokens are not known: the tokens and dollars it may have cost at most, for budgets
     @property
     def truncated(self) -> bool: return self.finish == "length"
 
@@ -119,6 +128,8 @@ class Endpoint:
         at = urlsplit(self.base_url)
         if at.scheme not in ("http", "https") or not at.hostname: raise ValueError("Endpoint: 'base_url' is no address; expected one such as https://host/v1")
         if at.username or at.password or at.query: raise ValueError("Endpoint: 'base_url' holds a user, a password or a query; expected an address without secrets")
+        ours = {"model", "messages", "stream", "n", self.limit} & set(self.extra)
+        if ours: raise ValueError(f"Endpoint: 'extra' has {', '.join(sorted(ours))}; expected other fields: these are the client's, and replies come whole, one at a time")
         low = [k for k in ("concurrency", "attempts") if getattr(self, k) < 1] + [k for k in ("timeout", "patience") if getattr(self, k) <= 0]
         if low: raise ValueError("Endpoint: " + ", ".join(f"{k} is {getattr(self, k)}" for k in low) + "; expected more than nothing")
         if self.price is not None and (len(self.price) != 2 or min(self.price) < 0): raise ValueError(f"Endpoint: price is {self.price}; expected two numbers, for prompt and completion")
@@ -181,6 +192,8 @@ class Spent:
     money: float = 0. # US dollars, of the replies whose cost is known
     unpriced: int = 0 # replies whose cost is not known: no price was given, or the server did not count tokens
     lost: int = 0 # requests of this session whose answer never came whole: they may have been billed
+    feared_tokens: int = 0 # at most, for what is not known of all these
+    feared_money: float = 0.
     @property
     def tokens(self) -> int: return self.prompt_tokens + self.completion_tokens
     def add(self, reply: Reply):
@@ -189,9 +202,13 @@ class Spent:
         self.completion_tokens += reply.completion_tokens or 0
         self.money += reply.money or 0.
         self.unpriced += reply.money is None
+        return self.fear(*reply.feared)
+    def fear(self, tokens: int, money: float):
+        self.feared_tokens, self.feared_money = self.feared_tokens + tokens, self.feared_money + money
         return self
     def __str__(self):
         doubt = "".join(f"; {n} {what}" for n, what in ((self.unpriced, "of unknown cost"), (self.lost, "sent but never seen whole")) if n)
+        if self.feared_tokens: doubt += f"; that may be {self.feared_tokens} tokens" + (f" and ${self.feared_money:.4f}" if self.feared_money else "") + " more, at most"
         return f"{self.replies} replies, {self.prompt_tokens} + {self.completion_tokens} tokens, ${self.money:.4f}{doubt}"
 
 # %% ../../nbs/23_hosted.ipynb #56138a52
@@ -230,6 +247,8 @@ class Asker:
     def key(self, chat: Chat) -> str: return content_key(chat, **self.settings())
     def worst(self, chat: Chat) -> tuple: # prompt tokens, completion tokens and US dollars at most
         return *estimate(chat), 0.
+    def cannot(self, chat: Chat) -> str: # why this model cannot be asked that; '' if it can
+        return ""
     def fresh(self, todo: dict, got) -> dict: # {key: Chat} -> {key: Reply}; calls got(key, reply) for each as it comes
         raise NotImplementedError
 
@@ -275,7 +294,7 @@ def plan(self: Asker, chats: list, batch: bool=False) -> Plan:
     money = None if any(w[2] is None for w in worst) else sum(w[2] for w in worst)*(self.endpoint.batch_discount if batch else 1)
     first = [_hashed(m) for m in next(iter(todo.values())).messages] if todo else []
     return Plan(self.name, len(keys), sum(k in known for k in keys), len(keys) - len(set(keys)), len(todo),
-                sum(w[0] for w in worst), sum(w[1] for w in worst), money, self.spent, first)
+                sum(w[0] for w in worst), sum(w[1] for w in worst), money, replace(self.spent), first)
 
 @patch
 def ask(self: Asker, chats: list, show: bool=True) -> list: # of `Reply`, in order
@@ -294,7 +313,7 @@ def say(text):
 
 # %% ../../nbs/23_hosted.ipynb #76732302
 PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529} # may be better next time
-FATAL = {401, 402, 404} # no request will do better
+FATAL = {301, 302, 303, 307, 308, 401, 402, 404, 405} # no request will do better; a redirect would carry the key elsewhere
 
 class HostedError(RuntimeError):
     "What a server did wrong, or said about us; `fatal`: no other request would fare better."
@@ -329,29 +348,29 @@ def wait_hint(headers, now: float|None=None) -> float|None: # seconds
     ms = _seconds(headers.get("retry-after-ms", ""), now)
     found = [ms/1000] if ms is not None else [s for n in ("retry-after", "x-ratelimit-reset-requests", "x-ratelimit-reset-tokens")
                                                if (s := _seconds(headers.get(n, ""), now)) is not None]
-    found = [s for s in found if math.isfinite(s)]
+    found = [s for s in found if math.isfinite(s) and s > 0] # a date that is over, or "0", is no hint: the waits double as without one
     return found[0] if "retry-after" in headers and found else max(found, default=None)
 
 # %% ../../nbs/23_hosted.ipynb #954a9a01
 def _object(text): # the JSON object of a body, or a Fault
     try: value = json.loads(text)
-    except (ValueError, RecursionError): return Fault(f"answered 200 with {text.strip()[:80]!r}; expected a JSON object", lost=True)
+    except (ValueError, RecursionError): return Fault(f"answered 200 with {text.strip()!r}; expected a JSON object", lost=True)
     return value if isinstance(value, dict) else Fault(f"answered 200 with a JSON {type(value).__name__}; expected an object", lost=True)
 
 def _complaint(body): # the words of an error, wherever they stand
     error = body.get("error") if isinstance(body, dict) else None
     if isinstance(error, dict): return str(error.get("message") or error), str(error.get("code") or error.get("type") or "")
-    return str(error or body)[:300], ""
+    return str(error or body), ""
 
 def judged(status: int, headers, text: str) -> dict|Fault:
     "The JSON of an answer, or what is wrong with it. An 'error' that is null is no error."
     if status == 200:
         body = _object(text)
-        if isinstance(body, Fault) or body.get("error") is None: return body
+        if isinstance(body, Fault) or not body.get("error"): return body # null, {} and "" are no errors
         what, code = _complaint(body)
         return Fault(f"answered 200 with an error: {what}", again=code not in ("400", "invalid_request_error", "content_filter"), lost=True)
     try: body = json.loads(text)
-    except (ValueError, RecursionError): body = re.sub(r"<[^>]*>|\s+", " ", text)[:200].strip()
+    except (ValueError, RecursionError): body = re.sub(r"<[^>]*>|\s+", " ", text).strip()
     what, code = _complaint(body)
     broke = "insufficient_quota" in code or status == 402
     fatal = status in FATAL or broke
@@ -359,24 +378,30 @@ def judged(status: int, headers, text: str) -> dict|Fault:
 
 # %% ../../nbs/23_hosted.ipynb #55b9fd33
 def _joined(content): # words of a message: a string, or parts
-    if isinstance(content, list): return "".join(p.get("text") or "" for p in content if isinstance(p, dict))
-    return content if isinstance(content, str) else ""
+    if isinstance(content, list): return "".join(map(_joined, content))
+    if isinstance(content, dict): return _joined(content.get("text") or content.get("value")) # a part, or a text that is an object
+    return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(content, str) else "" # half an emoji at the limit of tokens
+
+def _tokens(usage, name): # a whole number, or None
+    n = usage.get(name) if isinstance(usage, dict) else None
+    return int(n) if isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) and n >= 0 else None
 
 def read_reply(body: dict, endpoint: Endpoint, batch: bool=False) -> Reply|Fault:
     "The reply in an answer of /chat/completions."
     choices = body.get("choices")
     message = choices[0].get("message") if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
-    if not isinstance(message, dict): return Fault(f"answered 200 without a message: {json.dumps(body)[:120]}", lost=True)
-    usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
-    n_in, n_out = (usage.get(k) if isinstance(usage.get(k), int) else None for k in ("prompt_tokens", "completion_tokens"))
-    return Reply(_joined(message.get("content")) or message.get("refusal") or "", str(choices[0].get("finish_reason") or ""), n_in, n_out,
-                 cost(endpoint, n_in, n_out, batch), model=str(body.get("model") or ""), thought=_joined(message.get("reasoning_content")), batch=batch)
+    if not isinstance(message, dict): return Fault(f"answered 200 without a message: {json.dumps(body)}", lost=True)
+    if choices[0].get("error"): return Fault(f"broke off with an error: {_complaint(choices[0])[0]}", lost=True)
+    n_in, n_out = (_tokens(body.get("usage"), k) for k in ("prompt_tokens", "completion_tokens"))
+    return Reply(_joined(message.get("content")) or _joined(message.get("refusal")), _joined(choices[0].get("finish_reason")), n_in, n_out, cost(endpoint, n_in, n_out, batch),
+                 model=_joined(body.get("model")), thought=_joined(message.get("reasoning_content") or message.get("reasoning")), batch=batch)
 
 # %% ../../nbs/23_hosted.ipynb #8077f993
 class Hosted(Asker):
     """A model behind an endpoint. Budgets are for all that its folder holds: what earlier runs spent counts.
 
-    A request is sent only if the worst it can cost, with the worst of those under way, still fits."""
+    A request is sent only if the worst it can cost, with the worst of those under way and of those whose cost is not known, still fits.
+    The worst is an estimate (`estimate`): give `Endpoint.picture_tokens` as the model counts them."""
     def __init__(self, endpoint: Endpoint, folder="outputs/hosted", tokens: int|None=None, money: float|None=None):
         super().__init__(f"{endpoint.model}@{endpoint.place}", folder)
         if money is not None and endpoint.price is None: raise ValueError("Hosted: a budget in money needs Endpoint(price=(prompt, completion)), dollars per million tokens")
@@ -403,7 +428,7 @@ def secret(self: Hosted) -> str: # the key
 def clean(self: Hosted, value):
     "A text, or all texts of a reply, without the key."
     key = os.environ.get(self.endpoint.key, "").strip() if self.endpoint.key else ""
-    if isinstance(value, str): return value.replace(key, "[key]") if key else value
+    if isinstance(value, str): return value.replace(key, "[key]") if len(key) > 7 else value # 'EMPTY' and the like are no secrets, and words of replies
     return type(value)(**{k: self.clean(v) if isinstance(v, str) else v for k, v in asdict(value).items()})
 
 @patch(as_prop=True)
@@ -425,14 +450,19 @@ def _send(self: Hosted, method, path, **options): # (status, headers, text) or a
     try: r = self.http.request(method, self.endpoint.base_url.rstrip("/") + path, headers=headers, **options)
     except (httpx.ConnectError, httpx.ConnectTimeout) as e: return Fault(f"cannot be reached ({type(e).__name__})") # nothing was sent
     except (httpx.TransportError, httpx.DecodingError) as e: return Fault(f"broke off ({type(e).__name__})", lost=True)
-    return r.status_code, {k.lower(): v for k, v in r.headers.items()}, r.text
+    return r.status_code, {k.lower(): v for k, v in r.headers.items()}, self.clean(r.content.decode("utf-8-sig", "replace")) # JSON is UTF-8, whatever the header says
+
+@patch
+def _told(self: Hosted, what): # of a fault: without the key first, and short only then, or half a key would be left
+    what = self.clean(what)
+    return what if len(what) <= 300 else what[:297] + "..."
 
 @patch
 def _pause(self: Hosted, seconds): # False: we were told to stop
     return not self._stop.wait(max(0., seconds))
 
 @patch
-def exchange(self: Hosted, method: str, path: str, read=lambda text: judged(200, {}, text), seed: str="", **options) -> tuple: # (what `read` made of the text, tries)
+def exchange(self: Hosted, method: str, path: str, read=lambda text: judged(200, {}, text), seed: str="", fear=None, **options) -> tuple: # (what `read` made of the text, tries)
     "One request with its repetitions. HostedError when it is given up, and why."
     start, e = time.monotonic(), self.endpoint
     for tries in range(1, e.attempts + 1):
@@ -440,18 +470,25 @@ def exchange(self: Hosted, method: str, path: str, read=lambda text: judged(200,
         sent = self._send(method, path, **options)
         got = sent if isinstance(sent, Fault) else read(sent[2]) if sent[0] == 200 else judged(*sent)
         if not isinstance(got, Fault): return got, tries
-        if got.lost and path == "/chat/completions": self._lose()
+        if got.lost and fear is not None: self._lose(*fear)
         pause = got.hint if got.hint is not None else min(60., e.first_wait*2**(tries - 1))*(.5 + random.Random(seed_for(seed, path, tries)).random()/2)
         late = time.monotonic() - start + pause > e.patience
         if not got.again or tries == e.attempts or late:
             why = f"; it wants {pause:.0f} s of waiting, more than the patience of {e.patience:.0f} s allows" if got.again and late else ""
-            raise HostedError(self.clean(f"{e.place}: {got.what}") + why, got.fatal, tries)
+            raise HostedError(f"{e.place}: {self._told(got.what)}" + why, got.fatal, tries)
         if got.hold: self._not_before = max(self._not_before, time.monotonic() + pause)
         elif not self._pause(pause): raise HostedError("stopped", tries=tries)
 
 @patch
-def _lose(self: Hosted):
-    with self._lock: self.spent.lost += 1
+def _lose(self: Hosted, tokens, money): # what was sent may have been billed
+    with self._lock:
+        self.spent.lost += 1
+        self.spent.fear(tokens, money)
+
+@patch
+def _feared(self: Hosted, chat, batch=False): # tokens and dollars at most
+    n_in, n_out, money = self.worst(chat)
+    return n_in + n_out, (money or 0.)*(self.endpoint.batch_discount if batch else 1)
 
 # %% ../../nbs/23_hosted.ipynb #cbad290b
 @patch
@@ -459,12 +496,20 @@ def _reserve(self: Hosted, chat, sign=1): # hold what a request may cost; Budget
     n_in, n_out, money = self.worst(chat)
     with self._lock:
         now = self.spent
-        if sign > 0 and self.tokens is not None and now.tokens + self._reserved[0] + n_in + n_out > self.tokens:
-            raise BudgetSpent(f"{self.name}: {now.tokens} of {self.tokens} tokens are spent, {self._reserved[0]} are under way, and the next request may need {n_in + n_out}")
-        if sign > 0 and self.money is not None and now.money + self._reserved[1] + money > self.money + 1e-12:
-            raise BudgetSpent(f"{self.name}: ${now.money:.4f} of ${self.money:.4f} are spent, ${self._reserved[1]:.4f} are under way, and the next request may cost ${money:.4f}")
+        tokens, dollars = now.tokens + now.feared_tokens, now.money + now.feared_money
+        if sign > 0 and self.tokens is not None and tokens + self._reserved[0] + n_in + n_out > self.tokens:
+            raise BudgetSpent(f"{self.name}: {tokens} of {self.tokens} tokens are or may be spent, {self._reserved[0]} are under way, and the next request may need {n_in + n_out}")
+        if sign > 0 and self.money is not None and dollars + self._reserved[1] + money > self.money + 1e-12:
+            raise BudgetSpent(f"{self.name}: ${dollars:.4f} of ${self.money:.4f} are or may be spent, ${self._reserved[1]:.4f} are under way, and the next request may cost ${money:.4f}")
         self._reserved[0] += sign*(n_in + n_out)
         self._reserved[1] += sign*(money or 0.)
+
+@patch
+def _unsure(self: Hosted, reply, chat): # a reply, with what it may have cost where that is not known
+    if reply.prompt_tokens is None or reply.completion_tokens is None:
+        tokens, money = self._feared(chat, reply.batch)
+        reply.feared = max(0, tokens - (reply.prompt_tokens or 0) - (reply.completion_tokens or 0)), money
+    return reply
 
 @patch
 def _one(self: Hosted, key, chat):
@@ -475,8 +520,8 @@ def _one(self: Hosted, key, chat):
         def read(text):
             body = judged(200, {}, text)
             return body if isinstance(body, Fault) else read_reply(body, e)
-        reply, tries = self.exchange("POST", "/chat/completions", read, key, json=self.body(chat))
-        reply = self.clean(reply)
+        reply, tries = self.exchange("POST", "/chat/completions", read, key, self._feared(chat), json=self.body(chat))
+        reply = self.clean(self._unsure(reply, chat))
         reply.tries, reply.seconds = tries, round(time.monotonic() - start, 3)
     except HostedError as error:
         if error.fatal: raise
@@ -620,18 +665,15 @@ class Job:
     batch_id: str = ""
     status: str = "new"
     closed: bool = False # is everything in it noted?
-
-@patch(as_prop=True)
-def _state(self: Hosted) -> Path: return self.cache.folder/"batches.jsonl"
+    when: float = 0. # seconds since 1970, when it was begun
 
 @patch
 def jobs(self: Hosted) -> list: # of `Job`
-    "The batches of this folder, finished ones too."
-    return [Job(**row) for row in read_jsonl(self._state)] if self._state.exists() else []
+    "The batches of this folder, in the order in which they were begun; finished ones too."
+    return sorted((Job(**row) for p in (self.cache.folder/"batches").glob("*.jsonl") for row in read_jsonl(p)), key=lambda j: j.when)
 
 @patch
-def _note(self: Hosted, job):
-    with self._lock: write_jsonl(self._state, [asdict(j) for j in self.jobs() if j.tag != job.tag] + [asdict(job)])
+def _note(self: Hosted, job): write_jsonl(self.cache.folder/"batches"/f"{job.tag}.jsonl", [asdict(job)])
 
 # %% ../../nbs/23_hosted.ipynb #0b2ba1fa
 @patch
@@ -649,9 +691,10 @@ def _parts(self: Hosted, todo, lines, size): # {key: chat} cut into files of lin
 @patch
 def _order(self: Hosted, keys, data):
     "Uploads lines and orders a batch of them."
-    job = Job(hashlib.sha256(f"{time.time_ns()} {keys}".encode()).hexdigest()[:16], list(keys))
+    job = Job(hashlib.sha256(f"{time.time_ns()} {os.getpid()} {keys}".encode()).hexdigest()[:16], list(keys), when=time.time())
     self._note(job)
     sent, _ = self.exchange("POST", "/files", files=dict(file=(f"{job.tag}.jsonl", data, "application/jsonl")), data=dict(purpose="batch"))
+    if not isinstance(sent.get("id"), str): raise HostedError(f"{self.endpoint.place}: took a file and gave no id for it: {self._told(json.dumps(sent))}", True)
     job.file_id = sent["id"]
     self._note(job)
     return self._create(job)
@@ -668,7 +711,7 @@ def _create(self: Hosted, job):
             self._note(job)
             found = self._send("POST", "/batches", json=order)
             if not isinstance(found, Fault): found = judged(*found)
-            if isinstance(found, Fault) and not found.again: raise HostedError(self.clean(f"{self.endpoint.place}: {found.what}"), True)
+            if isinstance(found, Fault) and not found.again: raise HostedError(f"{self.endpoint.place}: {self._told(found.what)}", True)
         if not isinstance(found, Fault) and found.get("id"):
             job.batch_id, job.status = found["id"], str(found.get("status"))
             self._note(job)
@@ -682,7 +725,7 @@ def _by_tag(self: Hosted, job): # the batch of this job, if the server has it
     after = ""
     while True:
         page, _ = self.exchange("GET", f"/batches?limit=100{after}")
-        rows = page.get("data") or []
+        rows = [b for b in page.get("data") or [] if isinstance(b, dict) and b.get("id")]
         for b in rows:
             if (b.get("metadata") or {}).get("cooper") == job.tag or job.file_id and b.get("input_file_id") == job.file_id: return b
         if not page.get("has_more") or not rows: return None
@@ -703,7 +746,7 @@ class Harvest:
         except (ValueError, RecursionError): row = None
         if not isinstance(row, dict): self.broken += 1; return
         key = row.get("custom_id")
-        if key not in keys: self.foreign += 1; return
+        if not isinstance(key, str) or key not in keys: self.foreign += 1; return
         said = self._said(row, endpoint)
         if key in self.good: self.doubles += 1
         elif isinstance(said, Reply): self.good[key] = said; self.bad.pop(key, None); self.refused.discard(key)
@@ -712,11 +755,12 @@ class Harvest:
             if not said.again: self.refused.add(key)
     def _said(self, row, endpoint):
         response = row.get("response")
-        if row.get("error") is not None or not isinstance(response, dict):
+        if row.get("error") or not isinstance(response, dict):
             what, code = _complaint(row)
             return Fault(what, again=code not in ("400", "invalid_request_error", "invalid_request"))
         status = response.get("status_code", 200)
-        body = judged(status if isinstance(status, int) else 200, {}, json.dumps(response.get("body")))
+        body = response.get("body")
+        body = judged(status if isinstance(status, int) else 200, {}, body if isinstance(body, str) else json.dumps(body))
         return body if isinstance(body, Fault) else read_reply(body, endpoint, batch=True)
 
 # %% ../../nbs/23_hosted.ipynb #e36e91ab
@@ -737,11 +781,13 @@ def _collect(self: Hosted, job, seen: dict, chats: dict) -> Harvest:
     for name in ("output_file_id", "error_file_id"):
         for raw in self._lines(seen[name]) if seen.get(name) else (): harvest.line(raw, keys, self.endpoint)
     for key, reply in harvest.good.items():
+        if key in chats: reply = self._unsure(reply, chats[key])
         if self._find(key) is None: self.keep(key, chats.get(key), self.clean(reply))
     if job.status in ("failed", "cancelled"): # it would fail again; and who cancelled it does not want it sent once more
         errors = ((seen.get("errors") or {}).get("data") or []) if isinstance(seen.get("errors"), dict) else []
-        why = "; ".join(str(e.get("message")) for e in errors[:3]) or "no reason is given"
+        why = "; ".join(str(e.get("message")) for e in errors[:3] if isinstance(e, dict)) or "no reason is given"
         for k in keys - set(harvest.good): harvest.bad[k] = f"the batch {job.status}: {why}"; harvest.refused.add(k)
+    harvest.bad = {k: self._told(what) for k, what in harvest.bad.items()}
     job.closed = True
     self._note(job)
     return harvest
@@ -762,12 +808,14 @@ def _look(self: Hosted, job) -> dict:
 @patch
 def _await(self: Hosted, jobs, chats, poll, until) -> list: # harvests
     "Waits until every batch has ended. TimeoutError when that takes too long: nothing is lost, run again."
-    harvests = []
+    harvests, empty = [], {} # some servers say 'completed' a moment before they name the file
     while jobs:
         for job in list(jobs):
             seen = self._look(job)
-            if seen["status"] == "lost": job.closed = True; self._note(job); jobs.remove(job)
-            elif seen["status"] in ENDED: harvests.append(self._collect(job, seen, chats)); jobs.remove(job)
+            early = seen.get("status") in ("completed", "expired") and not seen.get("output_file_id") and not seen.get("error_file_id")
+            empty[job.tag] = empty.get(job.tag, 0) + early
+            if seen.get("status") == "lost": job.closed = True; self._note(job); jobs.remove(job)
+            elif seen.get("status") in ENDED and not (early and empty[job.tag] < 3): harvests.append(self._collect(job, seen, chats)); jobs.remove(job)
         if jobs and time.monotonic() + poll > until:
             raise TimeoutError(f"{self.name}: {len(jobs)} batches are not done ({', '.join(f'{j.batch_id} {j.status}' for j in jobs)}); run again to go on with them")
         if jobs and not self._pause(poll): raise HostedError("stopped")
@@ -799,8 +847,9 @@ def batch(self: Hosted, chats: list,
 def _afford(self: Hosted, chats): # BudgetSpent before anything is ordered: a batch cannot be stopped half-way
     plan, now = [self.worst(c) for c in chats], self.spent
     tokens, money = sum(w[0] + w[1] for w in plan), sum(w[2] or 0. for w in plan)*self.endpoint.batch_discount
-    if self.tokens is not None and now.tokens + tokens > self.tokens: raise BudgetSpent(f"{self.name}: the batch may need {tokens} tokens, {self.tokens - now.tokens} are left")
-    if self.money is not None and now.money + money > self.money: raise BudgetSpent(f"{self.name}: the batch may cost ${money:.4f}, ${self.money - now.money:.4f} are left")
+    left_tokens, left_money = (limit and limit - spent for limit, spent in ((self.tokens, now.tokens + now.feared_tokens), (self.money, now.money + now.feared_money)))
+    if self.tokens is not None and tokens > left_tokens: raise BudgetSpent(f"{self.name}: the batch may need {tokens} tokens, {left_tokens} are left")
+    if self.money is not None and money > left_money: raise BudgetSpent(f"{self.name}: the batch may cost ${money:.4f}, ${left_money:.4f} are left")
 
 @patch
 def _rounds(self: Hosted, todo, poll, until, rounds, lines, size) -> dict: # key -> what is wrong
@@ -843,21 +892,24 @@ def _template_turn(message): # as chat templates want it
     return dict(role=message["role"], content=[part(p) for p in message["content"]])
 
 @patch
+def cannot(self: Local, chat: Chat) -> str:
+    if chat.pictures and not self.sees: return f"reads words only, and the conversation has {len(chat.pictures)} pictures"
+    one = [m["role"] for m in chat.messages].count("user") == 1 and chat.messages[-1]["role"] == "user" and all(m["role"] != "assistant" for m in chat.messages)
+    return "" if one or self.processor.chat_template else f"has no chat template, so it takes one turn of a user; the conversation has {len(chat.messages)}"
+
+@patch
 def text_of(self: Local, chat: Chat) -> str:
     "What the model reads."
-    if chat.pictures and not self.sees: raise ValueError(f"{self.name}: reads words only, and the conversation has {len(chat.pictures)} pictures")
+    if why := self.cannot(chat): raise ValueError(f"{self.name}: {why}")
     if self.processor.chat_template:
         turns = [_template_turn(m) for m in chat.messages] if self.sees else [dict(role=m["role"], content="\n".join(m["content"])) for m in chat.messages]
         return self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    if sum(m["role"] == "user" for m in chat.messages) > 1 or chat.messages[-1]["role"] != "user":
-        raise ValueError(f"{self.name}: has no chat template, so it takes one turn of a user; the conversation has {len(chat.messages)}")
     return getattr(self.processor, "image_token", "")*len(chat.pictures) + chat.words
 
 # %% ../../nbs/23_hosted.ipynb #d0866330
 @patch
 def _encode(self: Local, chats):
-    from cooper.model.processor import read_picture
-    texts, pictures = [self.text_of(c) for c in chats], [[read_picture(resolve(p) if isinstance(p, (str, os.PathLike)) else p) for p in c.pictures] for c in chats]
+    texts, pictures = [self.text_of(c) for c in chats], [[opened(p) for p in c.pictures] for c in chats]
     more = dict(images=pictures) if any(pictures) else {}
     special = {} if not self.processor.chat_template else dict(add_special_tokens=False) # the template has them
     return self.processor(text=texts, return_tensors="pt", padding=True, **more, **special).to(self.model.device)
@@ -910,19 +962,19 @@ class LocalCooper(Asker):
         super().__init__(name, folder)
         self.cooper, self.mode, self.batch_size, self.seed, self._weights = cooper, mode, batch_size, seed, weights_hash(cooper.model)
     def settings(self): return dict(model=self.name, weights=self._weights, mode=self.mode, seed=self.seed)
+    def cannot(self, chat):
+        if any(m["role"] == "assistant" for m in chat.messages): return "a COOPER checkpoint takes one turn of a user, and this prompt has several"
+        return "" if chat.pictures or self.mode in ("direct", "reason") else f"mode {self.mode} draws maps of a picture, and none is shown"
     def fresh(self, todo, got):
-        done = {}
-        for c in todo.values():
-            if any(m["role"] == "assistant" for m in c.messages): raise NotBuilt("a conversation of several turns with a COOPER checkpoint", "prompts of one turn work")
-        groups = {}
+        if why := next(filter(None, map(self.cannot, todo.values())), ""): raise NotBuilt(f"asking {self.name} that", why)
+        done, groups = {}, {}
         for k, c in todo.items(): groups.setdefault((c.max_tokens, c.temperature), []).append((k, c))
         for (limit, temperature), items in groups.items():
             engine = self.cooper.engine(max_new_tokens=limit, temperature=temperature, batch_size=self.batch_size)
             for i in range(0, len(items), self.batch_size): self._run(engine, items[i:i + self.batch_size], done, got)
         return done
     def _run(self, engine, items, done, got):
-        at = lambda p: resolve(p) if isinstance(p, (str, os.PathLike)) else p
-        requests = [engine.request([at(p) for p in c.pictures], c.words, self.mode, (self.seed, self.mode, c.sample, k)) for k, c in items]
+        requests = [engine.request([opened(p) for p in c.pictures], c.words, self.mode, (self.seed, self.mode, c.sample, k)) for k, c in items]
         start = time.perf_counter()
         for (k, c), t in zip(items, engine.run(requests)):
             text = "\n".join(s.text for s in t.written)

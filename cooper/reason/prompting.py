@@ -4,23 +4,22 @@
 
 # %% ../../nbs/24_prompting.ipynb #607f13be
 from __future__ import annotations
-import ast, json, re
+import ast, html, json, math, re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from ..core import NotBuilt, at_least, seed_for
+from ..core import NotBuilt
 from ..model.traces import after_thoughts
-from .answers import extract, same
-from .data import Question, place, questions
-from .hosted import Chat, Endpoint, Hosted, Reply, assistant, open_model, system, user
+from .answers import inline_options
+from .data import Question, questions
+from .hosted import Chat, assistant, system, user
 
 # %% auto #0
-__all__ = ['CLEVR_ANSWER', 'DESCRIBE_SYSTEM', 'DESCRIBE', 'DESCRIBE_BATCH', 'LETTERS', 'CVBENCH_ZERO', 'SAT_ZERO', 'GRAPH_SYSTEM',
-           'GRAPH', 'SKILLS', 'GRAPH_ANSWER', 'GRAPH_ANSWER_COPY', 'GRAPH_ASK', 'PAPER_SKILLS', 'PAPER_GRAPH_SYSTEM',
-           'PAPER_GRAPH', 'PAPER_ANSWER_SYSTEM', 'PAPER_ANSWER', 'BLIND', 'FLOW', 'TELL', 'OUR_GRAPH', 'VARIANTS',
-           'ABSENT', 'SEEN', 'PUBLISHED', 'PUBLISHED_CLEVR', 'PUBLISHED_SAT', 'TINTS', 'Item', 'filled', 'blocks',
-           'Call', 'Variant', 'variant', 'Graph', 'parse_graph', 'published_graph', 'parse_flow', 'Shot', 'scene_graph',
-           'item_of', 'scene_shots', 'messages', 'Outcome', 'answer_items', 'score', 'records_of', 'study',
-           'graph_counts', 'study_plan', 'rule_reader', 'StudyParameters', 'study_models', 'study_figure']
+__all__ = ['ANSWER_AS', 'CLEVR_ANSWER', 'DESCRIBE_SYSTEM', 'DESCRIBE', 'DESCRIBE_BATCH', 'LETTERS', 'CVBENCH_ZERO', 'SAT_ZERO',
+           'GRAPH_SYSTEM', 'GRAPH', 'SKILLS', 'GRAPH_ANSWER', 'GRAPH_ANSWER_COPY', 'GRAPH_ASK', 'PAPER_SKILLS',
+           'PAPER_GRAPH_SYSTEM', 'PAPER_GRAPH', 'PAPER_ANSWER_SYSTEM', 'PAPER_ANSWER', 'BLIND', 'FLOW', 'OUR_GRAPH',
+           'VARIANTS', 'ABSENT', 'SEEN', 'Item', 'filled', 'blocks', 'Call', 'Variant', 'variant', 'Graph',
+           'parse_graph', 'published_graph', 'parse_flow', 'Shot', 'scene_graph', 'item_of', 'scene_shots', 'messages',
+           'Outcome', 'Job', 'answer_jobs', 'answer_items', 'refusal']
 
 # %% ../../nbs/24_prompting.ipynb #4a0336f4
 @dataclass(frozen=True)
@@ -28,9 +27,12 @@ class Item:
     "One thing to answer."
     question: str
     choices: tuple = () # texts of the options, in order; the first is (A)
-    pictures: tuple = () # files or PIL
+    pictures: tuple = () # files, bytes of files, or PIL
     words: str = "" # a description of the scene, for conditions that show one
     name: str = "" # for a person
+    form: str = "" # what is wanted where there are no options: a name of ANSWER_AS
+    owner: str = "" # all that the owner of a benchmark sends, options included; the question if empty
+    owner_system: str = "" # and the owner's system text
     @property
     def shown(self) -> tuple: return tuple(Path(p) if isinstance(p, str) else p for p in self.pictures)
 
@@ -43,21 +45,26 @@ def filled(template: str, values: dict) -> str:
     return _FIELD.sub(lambda m: values[m[1]], template)
 
 # %% ../../nbs/24_prompting.ipynb #605ec9c4
+ANSWER_AS = {"": "a few words", "letter": "the letter of one option", "yes_no": "yes or no", "number": "a number", "length": "a number and its unit"} # of an answer without options -> how we ask for it
+
 def blocks(item: Item) -> dict: # field -> text
     "The question as the prompts print it."
     if len(item.choices) > 26: raise ValueError(f"{item.name or item.question!r}: has {len(item.choices)} choices; expected 26 or fewer")
-    marks = [(chr(65 + i), c) for i, c in enumerate(item.choices)]
+    if item.form not in ANSWER_AS: raise ValueError(f"{item.name or item.question!r}: form is {item.form!r}; expected one of {', '.join(map(repr, ANSWER_AS))}")
+    marks = [(chr(65 + i), c) for i, c in enumerate(item.choices) if c] # a letter that a file leaves empty is left out
     lettered = " ".join([item.question, *(f"({m}) {c}" for m, c in marks)])
     select = " ".join([item.question, "Select from the following choices.", *(f"({m}) {c}" for m, c in marks)])
     options = dict(lettered=lettered, select=select, listed=item.question + "\n\n" + "\n".join(f"{m}. {c}" for m, c in marks)) if marks else {}
-    return dict(question=item.question, words=item.words) | options
+    if marks and len(inline_options(item.question)) == len(item.choices): options = dict.fromkeys(options, item.question) # it shows them itself
+    ours = dict(asked=options.get("lettered", item.question), tell=f"Answer with {'one of the options' if marks else ANSWER_AS[item.form]}, between <answer> and </answer>.")
+    return dict(question=item.question, words=item.words, owner=item.owner or item.question, owner_system=item.owner_system) | ours | options
 
 # %% ../../nbs/24_prompting.ipynb #e8f6723e
 @dataclass(frozen=True)
 class Call:
     "One call of a prompt."
-    user: str # template: {question}, {lettered}, {select}, {listed}, {words}, and what earlier calls kept
-    system: str = ""
+    user: str # template: fields of `blocks`, and what earlier calls kept
+    system: str = "" # template
     keep: str = "" # 'description', 'graph' or 'flow': what the reply is read as, for later calls
     goes_on: bool = False # with the conversation of the call before?
     frames: int = 0 # asked only about items with so many pictures; 0: about all
@@ -68,7 +75,7 @@ class Variant:
     "A named way of asking."
     name: str
     calls: tuple # of Call
-    source: str # where the words are from: 'published code', 'published paper', 'after the paper's prose', 'ours'
+    source: str # where the words are from: 'published code', 'published paper', 'after the paper's prose', 'the benchmark', 'ours'
     style: str = "" # of examples: 'flat', 'split' or 'conversation'; "": none
     empty: str = "{}" # what stands for a graph where none was found; 'reply': all that was written instead
     picture_first: bool = False # the published code puts the words before the picture
@@ -116,7 +123,7 @@ BLIND = ("Context: The scene is described by spatial order of objects. Analyze t
          "Then, respond to the question.")
 
 # %% ../../nbs/24_prompting.ipynb #b8163871
-_CODE, _PAPER, _PROSE, _OURS = "published code", "published paper", "after the paper's prose", "ours"
+_CODE, _PAPER, _PROSE, _OWNER, _OURS = "published code", "published paper", "after the paper's prose", "the benchmark", "ours"
 _graph_call = Call("{lettered}\n\n" + GRAPH, GRAPH_SYSTEM, keep="graph")
 _PUBLISHED = [
     Variant("clevr_zero_shot", (Call("{question}", CLEVR_ANSWER),), _CODE),
@@ -149,16 +156,16 @@ _PROSE_VARIANTS = [
 ]
 
 # %% ../../nbs/24_prompting.ipynb #ffbaf1ee
-TELL = "Answer with one of the options, between <answer> and </answer>."
 OUR_GRAPH = ("Write a scene graph as JSON: {\"objects\": [{\"name\", \"position\": [left to right 0..1, top to bottom 0..1], \"distance_m\": from the camera}], "
              "\"relations\": [[object, relation, object]]}. Only what the question needs, nothing but JSON.")
 _OUR_VARIANTS = [
     Variant("bare", (Call("{question}"),), _OURS, picture_first=True, note="nothing but the question: for small models that know one form"),
-    Variant("plain", (Call("{lettered}\n" + TELL),), _OURS, picture_first=True),
-    Variant("think", (Call("{lettered}\nFirst think step by step. " + TELL),), _OURS, picture_first=True),
+    Variant("owner", (Call("{owner}", "{owner_system}"),), _OWNER, picture_first=True, note="the words of the benchmark's owner, options and all"),
+    Variant("plain", (Call("{asked}\n{tell}"),), _OURS, picture_first=True),
+    Variant("think", (Call("{asked}\nFirst think step by step. {tell}"),), _OURS, picture_first=True),
     Variant("describe", (Call("Describe what the picture shows: every object with its place in the picture and its distance from the camera.", keep="description"),
-        Call("{description}\n\n{lettered}\n" + TELL)), _OURS, picture_first=True),
-    Variant("scene_graph", (Call("{lettered}\n" + OUR_GRAPH, keep="graph"), Call("Scene graph: {graph}\n\n{lettered}\n" + TELL)), _OURS, empty="reply", picture_first=True),
+        Call("{description}\n\n{asked}\n{tell}")), _OURS, picture_first=True),
+    Variant("scene_graph", (Call("{asked}\n" + OUR_GRAPH, keep="graph"), Call("Scene graph: {graph}\n\n{asked}\n{tell}")), _OURS, empty="reply", picture_first=True),
 ]
 VARIANTS = {v.name: v for v in (*_PUBLISHED, *_PROSE_VARIANTS, *_OUR_VARIANTS)}
 ABSENT = ("pot", "cos", "vot", "confidence", "vlba", "depth_maps") # rows of the paper's Table III without published words
@@ -177,7 +184,7 @@ class Graph:
     how: str # 'json'; 'repaired': not strict JSON; 'cut': the end is missing; 'empty': nothing in it; 'none'
     @property
     def ok(self) -> bool: return self.how in ("json", "repaired", "cut")
-    def __str__(self): return json.dumps(self.value, ensure_ascii=False) if self.value is not None else "{}"
+    def __str__(self): return json.dumps(_plain(self.value), ensure_ascii=False) if self.value is not None else "{}"
 
 _TOO_LONG = 40_000 # characters: the lenient reader is slow
 
@@ -190,17 +197,29 @@ _BAD = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)
 
 # %% ../../nbs/24_prompting.ipynb #b6a38ad2
 def _loads(text): # (value, how) of JSON or of what is nearly JSON; (None, 'none')
-    try: return json.loads(text, object_pairs_hook=_pairs), "json"
+    try:
+        value = json.loads(text, object_pairs_hook=_pairs)
+        return (value, "json") if not isinstance(value, str) else (json.loads(value, object_pairs_hook=_pairs), "repaired") # JSON inside a string of JSON
     except _BAD: pass
     if len(text) > _TOO_LONG: return None, "none"
-    tidy = re.sub(r",?\s*(?:\.\.\.|…)(?=\s*[\]},])", "", text.translate({0x201c: '"', 0x201d: '"', 0x2018: "'", 0x2019: "'", 0xa0: " "}))
     import json5
-    for read in (lambda t: json5.loads(t, object_pairs_hook=_pairs, allow_duplicate_keys=True), ast.literal_eval):
+    lenient = lambda t: json5.loads(t, object_pairs_hook=_pairs, allow_duplicate_keys=True)
+    for read, tidy in ((lambda t: json.loads(t, object_pairs_hook=_pairs, strict=False), text), (lenient, _tidy(text)), (ast.literal_eval, _tidy(text)), (lenient, _mended(_tidy(text)))):
         try: return _plain(read(tidy)), "repaired"
         except _BAD: pass
     return None, "none"
 
-def _plain(value): # what JSON can hold, of what Python can: sets and tuples are lists
+_MARKS = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "\xa0": " ", "：": ":", "，": ",", "｛": "{", "｝": "}", "［": "[", "］": "]"})
+
+def _tidy(text): # signs as JSON has them, without dots that stand for more
+    return re.sub(r",?\s*(?:\.\.\.|…)(?=\s*[\]},])", "", html.unescape(text.translate(_MARKS)))
+
+def _mended(text): # commas between objects; quotes around words, 20 % and 1/2
+    text = re.sub(r"([}\]])\s*(?=[{\[])", r"\1, ", re.sub(r"\s+", " ", text))
+    return re.sub(r'([:\[,]\s*)(?!(?:true|false|null|None|True|False|-?\d+(?:\.\d+)?)\s*[,}\]])([\w.%/°+-][\w.%/°+ -]*?)(?=\s*[,}\]])', r'\1"\2"', text)
+
+def _plain(value): # what JSON can hold, of what Python can: sets and tuples are lists, and what is no number is null
+    if isinstance(value, float) and not math.isfinite(value): return None
     if isinstance(value, dict): return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)): return [_plain(v) for v in value]
     return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)
@@ -234,6 +253,7 @@ def _closed(text): # (value, 'cut') of JSON without its end: cut back to a whole
     return None, "none"
 
 # %% ../../nbs/24_prompting.ipynb #f828b687
+_OTHER = {"answer", "final_answer", "choice", "option", "error", "message", "response", "reason", "reasoning", "explanation", "confidence"} # an object of these alone is no graph
 _GRAPHLIKE = re.compile(r"obj|relation|node|edge|attribut|entit|scene|graph", re.I)
 
 def _leaves(value): # numbers and words in it
@@ -246,7 +266,7 @@ def _keys(value): # of the outer two levels
     return [*(value if isinstance(value, dict) else ()), *(k for v in inner if isinstance(v, dict) for k in v)]
 
 def _candidates(text, fenced): # (value, how, fenced) in order
-    whole = _loads(text.strip())
+    whole = _loads(text.strip().lstrip("\ufeff"))
     if isinstance(whole[0], (dict, list)): yield *whole, fenced; return
     spans = _spans(text)
     read = [_loads(text[a:b]) if not still else _closed(text[a:b]) for a, b, still in spans]
@@ -257,6 +277,14 @@ def _candidates(text, fenced): # (value, how, fenced) in order
     for v, how in good: yield v, how, fenced
 
 # %% ../../nbs/24_prompting.ipynb #3e7ffea3
+def _parts(found): # objects in one fence and relations in the next: one graph; None where they are drafts of the same
+    values = [v for v, _, fenced in found if fenced and _leaves(v) > 1]
+    keys = [set(map(str, v if isinstance(v, dict) else [k for x in v if isinstance(x, dict) for k in x])) for v in values]
+    apart = all(keys) and not any(a & b for i, a in enumerate(keys) for b in keys[:i])
+    if len(values) < 2 or not apart or not any(_GRAPHLIKE.search(k) for ks in keys for k in ks): return None
+    if all(isinstance(v, dict) for v in values): return {k: x for v in values for k, x in v.items()}
+    return [x for v in values for x in (v if isinstance(v, list) else [v])]
+
 _FENCE = re.compile(r"```[ \t]*[\w+-]*[ \t]*\n?(.*?)(?:```|\Z)|<(code|scene_graph|json)>(.*?)(?:</\2>|\Z)", re.S | re.I)
 
 def parse_graph(text: str) -> Graph:
@@ -265,8 +293,10 @@ def parse_graph(text: str) -> Graph:
     for part in dict.fromkeys((said, text)): # a graph in the thoughts is better than none
         found = [c for m in _FENCE.finditer(part) for c in _candidates(m[1] if m[1] is not None else m[3], True)]
         found += list(_candidates(_FENCE.sub(" ", part), False))
+        found = [c for c in found if not (isinstance(c[0], dict) and c[0] and {str(k).lower() for k in c[0]} <= _OTHER)]
         full = [c for c in found if _leaves(c[0]) and (isinstance(c[0], dict) or _keys(c[0]) or any(isinstance(v, (list, str)) for v in c[0]))]
         if full:
+            if (parts := _parts(full)) is not None: return Graph(parts, "repaired")
             rank = lambda i: (any(_GRAPHLIKE.search(str(k)) for k in _keys(full[i][0])), full[i][2], _leaves(full[i][0]) > 1, i)
             best = full[max(range(len(full)), key=rank)]
             return Graph(best[0], best[1])
@@ -320,7 +350,12 @@ def item_of(q: Question, folder, words: str="") -> Item:
     "A question about a rendered scene as an item."
     return Item(q.question, tuple(q.choices), (f"{folder}/{q.image}",), words, q.data_id)
 
-def scene_shots(facts: list, folder, kinds: tuple, seed: int=0) -> list: # of Shot
+def scene_shots(
+    facts: list, folder, # of rendered scenes
+    kinds: tuple, # of questions
+    seed: int=0,
+    words=lambda q: "", # question -> a description of its scene: where the question comes with one, the examples do
+) -> list: # of Shot
     "One example for each kind of question, each from another scene. ValueError where the scenes do not offer it."
     shots, left = [], list(facts)
     for kind in kinds:
@@ -328,7 +363,7 @@ def scene_shots(facts: list, folder, kinds: tuple, seed: int=0) -> list: # of Sh
         if found is None: raise ValueError(f"{folder}: offers no question of kind {kind!r} for an example; give more scenes")
         f, q = found
         left.remove(f)
-        shots.append(Shot(item_of(q, folder), json.dumps(scene_graph(f, None if kind == "count" else q.objects)), chr(65 + q.choices.index(q.answer))))
+        shots.append(Shot(item_of(q, folder, words(q)), json.dumps(scene_graph(f, None if kind == "count" else q.objects)), chr(65 + q.choices.index(q.answer))))
     return shots
 
 # %% ../../nbs/24_prompting.ipynb #9bd6a814
@@ -358,8 +393,10 @@ def _examples(call, v, shots, seen): # turns, and the head of the last user's tu
 def messages(v: Variant, call: Call, item: Item, values: dict, seen: str="picture", shots=(), before=()) -> list:
     "The conversation of one call. `before`: the turns it goes on with."
     if seen not in SEEN: raise ValueError(f"seen is {seen!r}; expected one of {', '.join(SEEN)}")
-    if "words" in seen and not item.words: raise ValueError(f"{item.name or item.question!r}: has no words to show; expected a description of the scene")
-    opening = [system(call.system)] if call.system else []
+    lacking = [i for i in (item, *(s.item for s in shots if call.shot)) if "words" in seen and not i.words]
+    if lacking: raise ValueError(f"{lacking[0].name or lacking[0].question!r}: has no words to show; expected a description of the scene")
+    said = filled(call.system, blocks(item)) if call.system else ""
+    opening = [system(said)] if said else []
     if call.goes_on: # the picture was shown in the first turn; only the system text is another
         return [*opening, *(m for m in before if m["role"] != "system"), user(_text(call, item, values, "picture"))]
     turns, head = _examples(call, v, shots, seen)
@@ -393,224 +430,58 @@ def _keep(o: Outcome, call: Call, v: Variant, text: str):
         o.values["graph"] = str(o.graph) if o.graph.ok else text if v.empty == "reply" else v.empty
 
 # %% ../../nbs/24_prompting.ipynb #ba096c2b
-def answer_items(
+@dataclass(frozen=True, eq=False)
+class Job:
+    "A prompt to be asked about items in one condition."
+    items: list # of Item
+    variant: Variant
+    seen: str="picture" # one of SEEN
+    shots: tuple=() # of Shot, for few-shot prompts
+    def __post_init__(self):
+        if self.variant.style and not self.shots: raise ValueError(f"prompt '{self.variant.name}' needs examples; give shots, for instance `scene_shots`")
+
+def answer_jobs(
     asker, # of cooper.reason.hosted: `ask` and, hosted, `batch`
-    items: list, # of Item
-    v: Variant,
-    seen: str="picture", # one of SEEN
-    shots=(), # of Shot, for few-shot prompts
+    jobs: list, # of Job
     batch: dict|None=None, # options of `Hosted.batch`; None, or a model without one: ask at once
     max_tokens: int=1024, temperature: float=0., sample: int=0,
     show: bool=True,
-) -> list: # of Outcome, in order
-    "Asks a prompt about many items, stage by stage."
-    if v.style and not shots: raise ValueError(f"prompt '{v.name}' needs examples; give shots, for instance `scene_shots`")
-    outcomes = [Outcome(i, values=dict(flow_note="")) for i in items]
-    for call in v.calls:
-        on = [o for o in outcomes if not o.error and (not call.frames or len(o.item.pictures) == call.frames)]
-        chats = [Chat(messages(v, call, o.item, o.values, seen, shots, o.turns), max_tokens, temperature, sample) for o in on]
+) -> list: # for each job a list of Outcome, in order
+    "Asks many prompts about many items, stage by stage: at most as many batches as the longest prompt has calls."
+    runs = [[Outcome(i, values=dict(flow_note="")) for i in job.items] for job in jobs]
+    for stage in range(max((len(job.variant.calls) for job in jobs), default=0)):
+        on = [(job, job.variant.calls[stage], o) for job, run in zip(jobs, runs) if stage < len(job.variant.calls) for o in run if not o.error]
+        on = [(job, call, o) for job, call, o in on if not call.frames or len(o.item.pictures) == call.frames]
+        chats = [Chat(messages(job.variant, call, o.item, o.values, job.seen, job.shots, o.turns), max_tokens, temperature, sample) for job, call, o in on]
         replies = asker.ask(chats, show=show) if batch is None or not hasattr(asker, "batch") else asker.batch(chats, show=show, **batch)
-        for o, chat, reply in zip(on, chats, replies):
+        for (job, call, o), chat, reply in zip(on, chats, replies):
             o.replies.append(reply)
             if reply.text is None: continue
             o.turns = [*chat.messages, assistant(reply.text)]
-            _keep(o, call, v, reply.text)
-    return outcomes
+            _keep(o, call, job.variant, reply.text)
+    return runs
 
-# %% ../../nbs/24_prompting.ipynb #ca3c57e3
-def score(o: Outcome, truth: str, kind: str|None=None) -> dict: # prediction, correct, valid, why
-    "Whether an outcome is right, by rules."
-    if o.text is None: return dict(prediction=None, correct=False, valid=False, why=o.error or "nothing was asked")
-    found = extract(re.sub(r"<(/?)answer>", r"<\1answer>", o.text, flags=re.I))
-    if found is None: return dict(prediction=None, correct=False, valid=False, why="the reply declares no answer")
-    choices = o.item.choices or None
-    valid = any(same(found, c, kind, choices) for c in choices) if choices else bool(found.strip())
-    right = valid and same(found, truth, kind, choices)
-    return dict(prediction=found, correct=right, valid=valid, why=f"'{found}' is {'right' if right else f'not {truth!r}' if valid else 'none of the options'}")
+def answer_items(asker, items: list, v: Variant, seen: str="picture", shots=(), **options) -> list: # of Outcome, in order
+    "One job of `answer_jobs`."
+    return answer_jobs(asker, [Job(items, v, seen, tuple(shots))], **options)[0]
 
-# %% ../../nbs/24_prompting.ipynb #07fc04e4
-def records_of(outcomes: list, asked: list, model: str, v: Variant, seen: str, constants: dict) -> list: # of dict
-    "One row a question, JSON-ready."
-    def row(o, q):
-        tokens = sum((r.prompt_tokens or 0) + (r.completion_tokens or 0) for r in o.replies)
-        return dict(checkpoint=model, mode=f"{v.name} · {seen}", prompt=v.name, seen=seen, data_id=q.data_id, kind=q.kind, polarity=q.polarity, image=q.image,
-            question=q.question, truth=q.answer, choices=list(q.choices), chance=q.chance, constant=place(q) == constants.get(q.kind), **score(o, q.answer, q.kind),
-            calls=len(o.replies), graph=o.graph.how if o.graph else None, truncated=any(r.truncated for r in o.replies), error=o.error, text=o.text,
-            tokens=tokens, money=sum(r.money or 0. for r in o.replies), seconds=round(sum(r.seconds for r in o.replies), 3))
-    return [row(o, q) for o, q in zip(outcomes, asked)]
+# %% ../../nbs/24_prompting.ipynb #78be93ff
+def _trials(v, item, seen, shots): # conversations like those that would be sent
+    values = dict(description="x", graph="{}", flow_note="")
+    for call in v.calls: yield Chat(messages(v, call, item, values, seen, shots, [user(*_shown(item, "x", seen, True)), assistant("x")]))
 
-def study(
-    askers: list, # models
-    variants: list, # of Variant, or their names
-    bench, # questions, picture(q), constants: a benchmark of cooper.measure
-    words=lambda q: "", # question -> a description of its scene
-    seen: tuple=SEEN,
-    shots=(), batch: dict|None=None, **options, # of `answer_items`
-) -> list: # of records
-    "Asks every model everything in every way. What a folder of replies knows already is not asked again."
-    items, rows = [Item(q.question, tuple(q.choices), (str(bench.picture(q)),), words(q), q.data_id) for q in bench.questions], []
-    for model in askers:
-        for v in (variant(n) if isinstance(n, str) else n for n in variants):
-            for s in seen: rows += records_of(answer_items(model, items, v, s, shots, batch, **options), bench.questions, model.name, v, s, bench.constants)
-    return rows
-
-# %% ../../nbs/24_prompting.ipynb #5db0eb59
-def graph_counts(records: list) -> list: # of dict: a row for each model and prompt that asks for graphs
-    "How many graphs there were, and what they were worth: accuracy with a graph, and without."
-    rows = []
-    for key in dict.fromkeys((r["checkpoint"], r["mode"]) for r in records if r["graph"]):
-        mine = [r for r in records if (r["checkpoint"], r["mode"]) == key]
-        of = lambda *hows: [r for r in mine if r["graph"] in hows]
-        mean = lambda rs: sum(r["correct"] for r in rs)/len(rs) if rs else None
-        rows.append(dict(checkpoint=key[0], mode=key[1], n=len(mine), **{h: len(of(h)) for h in ("json", "repaired", "cut", "empty", "none")},
-            failed=sum(not r["graph"] for r in mine), with_graph=mean(of("json", "repaired", "cut")), without=mean(of("empty", "none"))))
-    return rows
-
-# %% ../../nbs/24_prompting.ipynb #4fdfcb25
-class _Dry: # stands where a model would, and notes what it is asked
-    def __init__(self, asker): self.asker, self.name, self.chats = asker, asker.name, []
-    def ask(self, chats, show=True):
-        self.chats += chats
-        return [self.asker._find(self.asker.key(c)) or Reply(json.dumps({"objects": ["x"*2*c.max_tokens]})) for c in chats] # a graph of two bytes a token
-
-def study_plan(
-    askers: list, variants: list, bench, words=lambda q: "", seen: tuple=SEEN, shots=(), batch: bool=False, **options, # as of `study`
-) -> list: # of Plan, one for each model
-    "What a study would send, and what that may cost. Sends nothing."
-    plans = []
-    for model in askers:
-        dry = _Dry(model)
-        study([dry], variants, bench, words, seen, shots, **options)
-        plans.append(model.plan(dry.chats, batch))
-    return plans
-
-# %% ../../nbs/24_prompting.ipynb #90dd4afd
-_WORDS = re.compile(r"(left to right|front to back): (.+)", re.I)
-
-def _read_orders(text): # 'left to right' -> phrases in order, as far as a text tells them
-    strip = lambda phrase: re.sub(r"^\d+: |\(.*?\)|[.:]$", "", phrase.strip()).strip()
-    return {axis.lower(): [strip(p) for p in re.split(r"; | and ", line)] for axis, line in _WORDS.findall(text)}
-
-def _rank(phrases, called): # place of 'red cube' in ['large red rubber cube', ...], or None
-    found = [i for i, p in enumerate(phrases) if set(called.split()) <= set(p.split())]
-    return found[0] if len(found) == 1 else None
-
-def _read_two(axis, question, orders): # the two names of a question with their places
-    a, b = re.search(r"(?:Is the |the )([\w ]+?)(?: left or right of the | or the )([\w ]+)\?", question).groups()
-    return a, b, _rank(orders.get(axis, []), a), _rank(orders.get(axis, []), b)
-
-# %% ../../nbs/24_prompting.ipynb #582574d4
-def _read_answer(question, text): # the answer that the words give, or None
-    orders = _read_orders(text)
-    things = orders.get("left to right", [])
-    if m := re.match(r"How many (.+) are there", question):
-        what = set(m[1].split()) - {"objects"} # 'cubes', 'red objects'
-        return str(sum({w.removesuffix("s") for w in what} <= set(t.split()) for t in things)) if things else None
-    for pattern, axis, first in ((r"left or right", "left to right", None), (r"closer to the camera", "front to back", True), (r"farther from the camera", "front to back", False)):
-        if re.search(pattern, question):
-            a, b, i, j = _read_two(axis, question, orders)
-            return None if i is None or j is None else ("left" if i < j else "right") if first is None else a if (i < j) == first else b
-    if re.search(r"larger|smaller", question):
-        a, b, i, j = _read_two("left to right", question, orders)
-        large = {n: "large" in things[k].split() for n, k in ((a, i), (b, j)) if k is not None}
-        return None if len(set(large.values())) < 2 else next(n for n in large if large[n] == ("larger" in question))
-
-# %% ../../nbs/24_prompting.ipynb #84fd0cdf
-_ASKED = re.compile(r"(?:How many|Is the|Which is)[^?\n]*\?")
-
-def rule_reader(body: dict) -> str:
-    "A reply by rules to the body of a request, for `Rehearsal`: reads descriptions, is blind, and is no language model."
-    parts = [p for m in body["messages"] for p in ([dict(type="text", text=m["content"])] if isinstance(m["content"], str) else m["content"])]
-    text = "\n".join(p["text"] for p in parts if p["type"] == "text")
-    if re.search(r"generate a scene graph|Write a scene graph|generates scene graphs", text, re.I):
-        return "```json\n" + json.dumps({"objects": _read_orders(text).get("left to right", [])}) + "\n```"
-    asked = _ASKED.findall(text)
-    if not asked or re.search(r"^Describe ", text, re.M): return "There is a picture, but rules cannot see."
-    marks = dict(re.findall(r"\(([A-Z])\) ([^()\n]+?)(?= \(|\n|$)", text))
-    options = list(marks.values()) or ["left", "right"]
-    said = _read_answer(asked[-1], text) or options[seed_for("guess", asked[-1]) % len(options)]
-    return f"<answer>{next((m for m, c in marks.items() if c == said), said)}</answer>"
-
-# %% ../../nbs/24_prompting.ipynb #d7380bdf
-@dataclass
-class StudyParameters:
-    "Parameters of `51_prompting_study`."
-    models: list[str] # as of `open_model`; 'rehearsal': rules that read and cannot see, behind an endpoint on this machine
-    prompts: tuple[str, ...] # names of VARIANTS
-    seen: tuple[str, ...] = SEEN # some of it
-    form: str = "ordered" # of descriptions: a name of cooper.reason.descriptions.FORMS
-    data: str = "data/scenes/test" # scenes to ask about
-    examples: str = "" # other scenes, for few-shot prompts
-    questions: int = 60
-    max_tokens: int = 1024 # of a reply
-    key: str = "OPENAI_API_KEY" # name of the environment variable that holds the key
-    price: list[float] = field(default_factory=list) # US dollars per million tokens, prompt and completion
-    money: float = 0. # US dollars at most, with all that earlier runs in `out` spent; 0: no limit
-    tokens: int = 0 # likewise
-    batch: bool = False # by the batch interface, where a model has one
-    dry: bool = False # only say what would be sent
-    seed: int = 0
-    out: str = "outputs/prompting"
-    def __post_init__(self):
-        bad = at_least(1, self, "questions max_tokens") + at_least(0, self, "money tokens")
-        for what, known in (("prompts", VARIANTS), ("seen", SEEN)):
-            if not getattr(self, what): bad.append(f"'{what}' is empty; expected some of {', '.join(known)}")
-        bad += [f"'seen' has {s!r}; expected some of {', '.join(SEEN)}" for s in self.seen if s not in SEEN]
-        bad += ["'models' is empty; expected at least one"] if not self.models else []
-        if self.price and len(self.price) != 2: bad.append(f"'price' has {len(self.price)} numbers; expected two, for prompt and completion")
-        if self.money and not self.price: bad.append("'money' needs 'price', US dollars per million tokens")
-        shots = [n for n in self.prompts if variant(n).style] # also refuses names that are none
-        if shots and not self.examples: bad.append(f"'examples' is missing: {', '.join(shots)} show examples; expected a folder of other scenes")
-        if bad: raise ValueError("; ".join(bad))
-
-# %% ../../nbs/24_prompting.ipynb #06c116ef
-def study_models(p: StudyParameters, server=None) -> list: # of Asker
-    "The models of a study. `server`: a `Rehearsal`, for the model of that name."
-    folder, device = f"{p.out}/replies", "cpu"
-    if any(not m.startswith("rehearsal") and "://" not in m for m in p.models):
-        import torch
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    def model(spec):
-        if spec == "rehearsal":
-            if server is None: raise ValueError("models: 'rehearsal' needs a server; give study_models a Rehearsal that runs")
-            return Hosted(Endpoint("rules", server.url, key="", name="rehearsal", price=(0., 0.)), folder)
-        if "://" not in spec: return open_model(spec, folder, device=device)
-        return open_model(spec, folder, p.key, price=tuple(p.price) or None, tokens=p.tokens or None, money=p.money or None)
-    return [model(m) for m in p.models]
-
-# %% ../../nbs/24_prompting.ipynb #826eb6ec
-_N = dict(count=788, relation=650, depth=600, distance=600) # questions of CV-Bench
-PUBLISHED = [dict(model=m, prompt=p, count=a, relation=b, depth=c, distance=d, total=t, trusted=trusted) for m, p, a, b, c, d, t, trusted in (
-    ("Qwen2.5-VL-7B", "zero-shot", 50.76, 63.23, 66.33, 64.67, 60.54, True), ("Qwen2.5-VL-7B", "scene graph", 64.21, 73.69, 66.17, 69.00, 68.08, True),
-    ("Llama-4-Scout", "zero-shot", 54.35, 55.08, 74.00, 31.33, 53.76, True), ("Llama-4-Scout", "scene graph", 67.64, 74.92, 89.17, 73.50, 75.66, True),
-    ("Llama-4-Scout", "4-shot, split", 68.12, 75.88, 90.25, 74.42, 77.31, False), ("Llama-4-Scout", "4-shot, conversation", 68.45, 76.42, 91.02, 75.17, 77.69, False),
-    ("Llama-4-Scout", "scene graph + depth maps", 46.97, 59.11, 89.38, 71.29, 70.95, False), ("Llama-4-Scout", "scene graph + PoT", 49.12, 54.37, 65.84, 36.91, 51.56, False),
-    ("Llama-4-Scout", "scene graph + CoS", 46.58, 51.43, 60.12, 33.87, 48.25, False), ("Llama-4-Scout", "scene graph + VoT", 47.39, 50.11, 58.63, 35.24, 47.84, False),
-    ("Llama-4-Scout", "scene graph + confidence", 66.31, 74.01, 88.02, 71.84, 74.38, False), ("Llama-4-Scout", "scene graph + VLBA", 67.12, 73.44, 87.55, 72.20, 74.57, False))]
-for _r in PUBLISHED: _r["micro"] = round(sum(_r[k]*n for k, n in _N.items())/sum(_N.values()), 2)
-PUBLISHED_CLEVR = [dict(model=m, prompt=p, accuracy=a) for m, p, a in (("Llama-4-Scout", "zero-shot", 68.47), ("Llama-4-Scout", "describe", 70.66),
-    ("Qwen2.5-VL-7B", "zero-shot", 61.30), ("Qwen2.5-VL-7B", "describe (its second step was answered by Llama-4-Scout)", 72.70),
-    ("PaliGemma 2 mix", "picture", 47.05), ("PaliGemma 2 mix", "picture + description", 48.82), ("PaliGemma 2 mix", "description, grey picture, another text", 52.25))]
-PUBLISHED_SAT = [dict(model="Llama-4-Scout", prompt=p, accuracy=a) for p, a in (("none", 69.42), ("optical flow", 70.41), ("scene graph", 74.40), ("5-shot conversation, scene graph, optical flow", 77.66))]
-
-# %% ../../nbs/24_prompting.ipynb #87a01028
-TINTS = {"picture": "#4c72b0", "picture+words": "#55a868", "words": "#dd8452", "nothing": "#b0b0b0"}
-
-def study_figure(rows: list, kind: str="all"): # -> matplotlib Figure
-    "Accuracy by prompt and by what was seen, with 95 % intervals and the best blind guess. Rows: of `summarise(records)`."
-    import matplotlib.pyplot as plt
-    mine = [r | dict(zip(("prompt", "seen"), r["mode"].split(" · "))) for r in rows if r["kind"] == kind]
-    models, prompts, seen = (list(dict.fromkeys(r[k] for r in mine)) for k in ("checkpoint", "prompt", "seen"))
-    fig, axes = plt.subplots(len(models), 1, figsize=(1.2 + 1.5*len(prompts), 1.9*len(models) + .5), squeeze=False, sharey=True, layout="constrained")
-    for ax, m in zip(axes[:, 0], models):
-        for r in (r for r in mine if r["checkpoint"] == m):
-            x, e = prompts.index(r["prompt"]) + (seen.index(r["seen"]) - (len(seen) - 1)/2)*.8/len(seen), r["accuracy"]
-            ax.bar(x, 100*e.value, .8/len(seen), color=TINTS.get(r["seen"]), label=r["seen"] if r["prompt"] == prompts[0] else None,
-                   yerr=[[max(0, 100*(e.value - e.low))], [max(0, 100*(e.high - e.value))]], error_kw=dict(lw=.8))
-        guess = max(max(r["chance"], r["constant"]) for r in mine if r["checkpoint"] == m)
-        ax.axhline(100*guess, color="black", lw=.8, ls=":", label="best blind guess")
-        ax.set(xticks=range(len(prompts)), xticklabels=prompts, ylim=(0, 100), ylabel="accuracy [%]", title=m)
-        ax.title.set_fontsize(9); ax.tick_params(labelsize=8); ax.spines[["top", "right"]].set_visible(False)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8, frameon=False)
-    plt.close(fig) # or a notebook shows it twice
-    return fig
+def refusal(
+    asker, # the model
+    v: Variant, items: list, # of Item: all that one benchmark asks
+    seen: str="picture", shots=(),
+) -> str: # '' if all can be asked
+    "Why a prompt cannot be asked about these items in this condition."
+    text = " ".join(c.user for c in v.calls)
+    count = lambda bad: f"{n} of {len(items)} questions" if (n := sum(map(bad, items))) < len(items) else "the questions"
+    for field in ("lettered", "select", "listed"):
+        if f"{{{field}}}" in text and not all(i.choices for i in items): return f"the prompt prints options, and {count(lambda i: not i.choices)} have none"
+    if "{words}" in text and "words" not in seen: return "the prompt shows a description itself"
+    if "words" in seen and not all(i.words for i in items): return f"no description: {count(lambda i: not i.words)} come without the truth about their scenes"
+    if v.style and not shots: return "the prompt shows examples, and there are none"
+    if v.style and "words" in seen and not all(s.item.words for s in shots): return "no description: the examples have none"
+    return next(filter(None, map(asker.cannot, _trials(v, items[0], seen, shots))), "")
