@@ -962,12 +962,18 @@ class _Joined(io.RawIOBase):
         return n
     def close(self): self.file.close(); super().close()
 
+def _beginning(parts, n): # bytes, of as many parts as it takes
+    joined, found = _Joined(parts), b""
+    while len(found) < n and (more := joined.read(n - len(found))): found += more
+    joined.close()
+    return found
+
 class _Swelling(io.RawIOBase):
     "What comes out of the decompressor, measured against what went in."
     def __init__(self, out, joined, limits): self.out, self.joined, self.limits, self.given = out, joined, limits, 0
     def readable(self): return True
     def read(self, n=-1):
-        data = self.out.read(n)
+        data = getattr(self.out, "read1", self.out.read)(n) # no further than one part: an error is blamed on the one that is being read
         self.given += len(data)
         if self.given > self.limits.slack and self.given > self.limits.ratio * max(self.joined.taken, 1):
             raise ValueError(f"{self.given:,} bytes came out of {self.joined.taken:,}; expected at most {self.limits.ratio:g} for each: a bomb")
@@ -985,13 +991,13 @@ class _Entry(tarfile.TarInfo):
         try: return super().fromtarfile(tar)
         except tarfile.EOFHeaderError: tar.ended = True; raise
         except tarfile.EmptyHeaderError: raise ValueError("the stream ends without the end marker of an archive") from None
-        except tarfile.HeaderError as e: raise ValueError(f"an unreadable header ({e})") from None
+        except tarfile.HeaderError as e: raise ValueError(f"an unreadable header ({e}); the archive is damaged here, or its parts are not of one cut") from None
     def _proc_member(self, tar):
         if self.type in _EXTENDED and not 0 <= self.size <= 2**16: raise ValueError(f"an extended header of {self.size:,} bytes; expected at most 65,536")
         if self.size < 0: raise ValueError(f"'{self.name}' has a size of {self.size}")
         if self.type == tarfile.GNUTYPE_SPARSE: self._sparse()
         return super()._proc_member(tar)
-    def _sparse(self, *args): raise ValueError(f"'{self.name}' is a sparse file, whose size is a claim; expected plain files")
+    def _sparse(self, *args): raise ValueError(f"'{(args[0] if args else self).name}' is a sparse file, whose size is a claim; expected plain files")
     _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _sparse
 
 class _Archive:
@@ -999,17 +1005,18 @@ class _Archive:
     def __init__(self, parts, limits):
         self.parts, self.joined = parts, _Joined(parts)
         with self.blaming():
-            buffered = io.BufferedReader(self.joined, 2**18)
-            first = buffered.peek(6)[:6]
+            first = _beginning(parts, 6)
             if first.startswith(_OTHERS): raise ValueError("is bzip2, xz, zstd or zip; expected a tar, plain or gzip")
-            out = gzip.GzipFile(fileobj=buffered) if first[:2] == b"\x1f\x8b" else buffered
+            out = gzip.GzipFile(fileobj=self.joined) if first[:2] == b"\x1f\x8b" else self.joined
             self.tar = tarfile.open(fileobj=_Swelling(out, self.joined, limits), mode="r|", tarinfo=_Entry)
     @contextmanager
     def blaming(self): # whatever reading raises becomes a ValueError with the part's name
         try: yield
         except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, RecursionError, UnicodeError) as e:
             ours = isinstance(e, ValueError) and not isinstance(e, UnicodeError)
-            at = "" if ours else "; the archive is damaged here" + (", or parts after this one are missing" if self.joined.at == len(self.parts) - 1 else "")
+            last = self.joined.at == len(self.parts) - 1
+            at = "" if ours else "; this part, or one before it, is damaged" if isinstance(e, gzip.BadGzipFile) else "; the archive is damaged here" + (
+                ", or parts after this one are missing" if last else "")
             raise ValueError(f"{self.parts[self.joined.at]}: {str(e) or type(e).__name__}{at}") from None
     def __iter__(self):
         while True:
