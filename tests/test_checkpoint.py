@@ -198,7 +198,7 @@ BROKEN = {
     "a million layers": (edit("llm_config.json", num_hidden_layers=10**6), "llm_config.json: 'num_hidden_layers' is 1,000,000, and the weights are 139 tensors; they are of two"), "sizes exchanged": (exchanged_sizes, "latent_pos_embed.pos_embed' is|missing"),
     "words in another order": (permuted_words, "vocab.json: '.' is .* in tokenizer.json; they are of two tokenizers"), "half of the merges": (half_the_merges, "merges.txt: no merge makes 24 of 46 words"),
     "an autoencoder of two programs": (weights(two_programs, "ae.safetensors"), "ae.safetensors: 'encoder.mid_block.attentions.0.group_norm.weight' and another tensor are both"),
-    "an autoencoder of wider latents": (edit("vae_config.json", z_channels=8), "the autoencoder is not of the sizes that vae_config.json states"), "no sizes of the autoencoder": (lambda f: (f/"vae_config.json").unlink(), "without that file: of FLUX's"),
+    "an autoencoder of wider latents": (edit("vae_config.json", z_channels=8), "the autoencoder is not of the sizes that vae_config states"), "no sizes of the autoencoder": (lambda f: (f/"vae_config.json").unlink(), "without a vae_config.json: FLUX's"),
     "levels of words": (edit("vae_config.json", ch_mult="1,2"), "vae_config.json: 'ch' is 32 and 'ch_mult' '1,2'"), "a word for a small number": (edit("vit_config.json", layer_norm_eps="a"), "vit_config.json: no sound values .*layer_norm_eps"),
     "a tokenizer without its words": (put("tokenizer.json", b'{"version": "1.0"}'), "tokenizer.json: cannot be read as a tokenizer"),
 }

@@ -145,7 +145,8 @@ def check_merges(folder: Path):
     for path, made in (merges | ({lines: _merges(lines)} if lines.is_file() else {})).items():
         spelt = [w for w in next(iter(sets.values()), ()) if len(w) > 1]
         if lacking := sorted(set(spelt) - made):
-            raise ValueError(f"{path}: no merge makes {len(lacking):,} of {len(spelt):,} words, {lacking[0]!r} among them; it is cut off, or of another tokenizer")
+            raise ValueError(f"{path}: no merge makes {len(lacking):,} of {len(spelt):,} words, {lacking[0]!r} among them; "
+                             "it is cut off, or of another tokenizer")
 
 def _merges(path): # the words that its merges make
     try: lines = path.read_text(encoding="utf-8").splitlines()
@@ -172,7 +173,8 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
     names = [f"{stem}-{i:05d}-of-{n}.safetensors" for n in count for i in range(1, int(n) + 1)]
     lacking = [name for name in names if not (folder / name).is_file()]
     if lacking: raise ValueError(f"{folder}: {', '.join(lacking[:4])} missing, {len(lacking)} of {len(names)} shards")
-    if len(shards) > len(names): raise ValueError(f"{folder}: {_some(p.name for p in shards if p.name not in names)} beside {len(names)} shards; expected one set")
+    more = [p.name for p in shards if p.name not in names]
+    if more: raise ValueError(f"{folder}: {_some(more)} beside {len(names)} shards; expected one set")
     return shards
 
 def _indexed(index, shards):
@@ -180,7 +182,8 @@ def _indexed(index, shards):
     for name, n in Counter(where.values()).items():
         if not (index.parent / name).is_file(): raise ValueError(f"{index.parent / name}: missing; {index.name} places {n} tensors in it")
     strays = [p.name for p in shards if p.name not in where.values()]
-    if strays: raise ValueError(f"{index}: names no tensor of {_some(strays)}, beside it; expected the shards of one saving: take away what is of another, or the index")
+    if strays: raise ValueError(f"{index}: names no tensor of {_some(strays)}, beside it; expected the shards of one saving: "
+                                "take away what is of another, or the index")
     files = [index.parent / name for name in sorted(set(where.values()))]
     if fault := _misplaced(where, heads(files)): raise ValueError(f"{index}: {fault}; index and shards are of two savings: expected its own, or none")
     return files
@@ -245,12 +248,12 @@ def released_config(
     vae = check_sides(aside, ("ch", "z_channels", "num_res_blocks")) if aside.is_file() else None
     keep = {k: extra[k] for k in ("latent_patch_size", "connector_act", "interpolate_pos", "timestep_shift", *TABLES) if k in extra}
     keep |= {k: math.isqrt(len(tables[name])) for k, name in TABLES.items() if name in tables}
-    text = {"rope_theta": 1e6, "rms_norm_eps": 1e-6} | llm
-    text, vit = (_sound(folder / f, lambda: _only(c, values)) for f, c, values in (("llm_config.json", Qwen2Config, text), ("vit_config.json", SiglipVisionConfig, vit)))
+    text = _sound(folder / "llm_config.json", lambda: _only(Qwen2Config, {"rope_theta": 1e6, "rms_norm_eps": 1e-6} | llm))
+    tower = _sound(folder / "vit_config.json", lambda: _only(SiglipVisionConfig, vit))
     vae = _sound(aside, lambda: released_vae(vae)) if vae is not None else None # FLUX's
-    return _sound(folder / "config.json", lambda: CooperConfig(text, vit, vae, start_of_image=start_of_image, end_of_image=end_of_image, **keep))
+    return _sound(folder / "config.json", lambda: CooperConfig(text, tower, vae, start_of_image=start_of_image, end_of_image=end_of_image, **keep))
 
-def _sound(path, make): # what `make` builds from a configuration file, or from a folder of them; whatever goes wrong there becomes a ValueError with its name
+def _sound(path, make): # what `make` builds from a configuration file, or a folder of them; what goes wrong there becomes a ValueError with its name
     try: return make()
     except Exception as e:
         if isinstance(e, ValueError) and str(e).startswith(f"{path}"): raise
@@ -259,8 +262,9 @@ def _sound(path, make): # what `make` builds from a configuration file, or from 
         if path.is_dir() and field: path = path / _HOME.get(field[1], "")
         raise ValueError(f"{path}: " + (said if type(e) is ValueError else f"no sound values ({type(e).__name__}: {said})")) from None
 
-_HOME = dict.fromkeys(("rope_theta", "rope_scaling"), "llm_config.json") | dict.fromkeys(("scale_factor", "shift_factor"), "vae_config.json") | dict.fromkeys(
-    ("latent_patch_size", "connector_act", "interpolate_pos", "timestep_shift", *TABLES), "config.json") # the file of a field, in the released layout
+_HOME = {field: file for file, fields in { # the file of a field, in the released layout
+    "llm_config.json": ("rope_theta", "rope_scaling"), "vae_config.json": ("scale_factor", "shift_factor"),
+    "config.json": ("latent_patch_size", "connector_act", "interpolate_pos", "timestep_shift", *TABLES)}.items() for field in fields}
 
 def released_vae(c: dict) -> dict:
     "Arguments of diffusers' `AutoencoderKL` from the hyper-parameters of the FLUX autoencoder."
@@ -291,9 +295,9 @@ def _vae_places(levels): # how names begin, in latent diffusion and in diffusers
         yield from [(f"{side}.mid.block_{i + 1}.", f"{side}.mid_block.resnets.{i}.") for i in (0, 1)]
         yield f"{side}.norm_out.", f"{side}.conv_norm_out."
     for i in range(levels):
-        yield from [(f"encoder.down.{i}.block.", f"encoder.down_blocks.{i}.resnets."), (f"encoder.down.{i}.downsample.", f"encoder.down_blocks.{i}.downsamplers.0."),
-                    (f"decoder.up.{i}.block.", f"decoder.up_blocks.{levels - 1 - i}.resnets."),
-                    (f"decoder.up.{i}.upsample.", f"decoder.up_blocks.{levels - 1 - i}.upsamplers.0.")]
+        down, up = f"encoder.down_blocks.{i}.", f"decoder.up_blocks.{levels - 1 - i}."
+        yield from [(f"encoder.down.{i}.block.", f"{down}resnets."), (f"encoder.down.{i}.downsample.", f"{down}downsamplers.0."),
+                    (f"decoder.up.{i}.block.", f"{up}resnets."), (f"decoder.up.{i}.upsample.", f"{up}upsamplers.0.")]
 
 def _renamed(state, beginnings, shortcut, shape): # tensors under other names; ValueError if two get the same
     out = {}
@@ -397,7 +401,8 @@ def _guesses(self: Coverage):
     gone = [p for p, row in self.rows.items() if row[0] == 0 and row[1]]
     mute = ": a model that only understands, and cannot draw" if gone == ["drawing expert"] else ""
     if len(gone) == 1: return [f"the {gone[0]} is not there at all{mute}"]
-    if any(n.startswith("vae.") for n in (*self.missing, *self.unused, *self.wrong)): return ["the autoencoder is not of the sizes that vae_config.json states (without that file: of FLUX's)"]
+    if any(n.startswith("vae.") for n in (*self.missing, *self.unused, *self.wrong)):
+        return ["the autoencoder is not of the sizes that vae_config states (without a vae_config.json: FLUX's)"]
     text = self.wrong.keys() & {"language_model.model.embed_tokens.weight"}
     return ["weights and configuration are of two different models"] if text else []
 
@@ -590,7 +595,8 @@ def blank_model(config: CooperConfig) -> CooperForConditionalGeneration: # on th
     kind = rope.get("rope_type", "default")
     if kind != "default": raise ValueError(f"'rope_scaling' is of type {kind!r}; expected none: BAGEL's positions are not scaled")
     for name, act in (("hidden_act", text.hidden_act), ("hidden_act", config.vision_config.hidden_act), ("connector_act", config.connector_act)):
-        if not isinstance(act, str) or act not in ACT2FN: raise ValueError(f"'{name}' is {act!r}; expected an activation such as 'silu' or 'gelu_pytorch_tanh'")
+        if isinstance(act, str) and act in ACT2FN: continue
+        raise ValueError(f"'{name}' is {act!r}; expected an activation such as 'silu' or 'gelu_pytorch_tanh'")
     with torch.device("meta"): return CooperForConditionalGeneration(config)
 
 def check_words(folder: Path, config: CooperConfig, processor: CooperProcessor):
@@ -615,7 +621,7 @@ def _load_released(folder, where, base, protocol, clean, vision):
     kind = _kind(folder, where, stored, files["base"])
     try: processor = CooperProcessor(tokenizer, protocol, *_released_sizes(with_tables, clean, vision, kind))
     except ValueError as e: raise ValueError(f"{files['tokenizer']}: {e}") from None
-    _check_depth(files["configuration"] / "llm_config.json", "num_hidden_layers", stored); _check_depth(files["configuration"] / "vit_config.json", "num_hidden_layers", stored)
+    for name in ("llm_config.json", "vit_config.json"): _check_depth(files["configuration"] / name, "num_hidden_layers", stored)
     config = _sound(files["configuration"], lambda: released_config(files["configuration"], with_tables, processor.start_of_image,
                                                                     processor.end_of_image, files["autoencoder"]))
     model = _sound(files["configuration"], lambda: blank_model(config))
@@ -991,7 +997,8 @@ class _Entry(tarfile.TarInfo):
         try: return super().fromtarfile(tar)
         except tarfile.EOFHeaderError: tar.ended = True; raise
         except tarfile.EmptyHeaderError: raise ValueError("the stream ends without the end marker of an archive") from None
-        except tarfile.HeaderError as e: raise ValueError(f"an unreadable header ({e}); the archive is damaged here, or its parts are not of one cut") from None
+        except tarfile.HeaderError as e:
+            raise ValueError(f"an unreadable header ({e}); the archive is damaged here, or its parts are not of one cut") from None
     def _proc_member(self, tar):
         if self.type in _EXTENDED and not 0 <= self.size <= 2**16: raise ValueError(f"an extended header of {self.size:,} bytes; expected at most 65,536")
         if self.size < 0: raise ValueError(f"'{self.name}' has a size of {self.size}")
@@ -1014,9 +1021,8 @@ class _Archive:
         try: yield
         except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, RecursionError, UnicodeError) as e:
             ours = isinstance(e, ValueError) and not isinstance(e, UnicodeError)
-            last = self.joined.at == len(self.parts) - 1
-            at = "" if ours else "; this part, or one before it, is damaged" if isinstance(e, gzip.BadGzipFile) else "; the archive is damaged here" + (
-                ", or parts after this one are missing" if last else "")
+            here = "; the archive is damaged here" + (", or parts after this one are missing" if self.joined.at == len(self.parts) - 1 else "")
+            at = "" if ours else "; this part, or one before it, is damaged" if isinstance(e, gzip.BadGzipFile) else here
             raise ValueError(f"{self.parts[self.joined.at]}: {str(e) or type(e).__name__}{at}") from None
     def __iter__(self):
         while True:
@@ -1102,7 +1108,8 @@ def _check_tree(source, entries, seen):
     for path in sorted(implied):
         kind, name = seen.get(_folded(path), ("folder", path))
         if kind == "folder": continue
-        raise ValueError(f"{source}: '{name}' is a {kind} and a folder at once{'' if name == path else _ONE_NAME}; what lies below it would be written through it")
+        raise ValueError(f"{source}: '{name}' is a {kind} and a folder at once{'' if name == path else _ONE_NAME}; "
+                         "what lies below it would be written through it")
     there = {path: kind for kind, path in seen.values()}
     for kind, path, _, target in entries:
         if kind == "hardlink" and there.get(target) != "file":

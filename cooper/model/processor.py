@@ -170,7 +170,8 @@ def check_number(
 ):
     "ValueError unless value is a finite number in that range."
     kind = numbers.Integral if whole else numbers.Real
-    if isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high and not (above and value == low): return
+    number = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    if number and low <= value <= high and not (above and value == low): return
     span = (f"above {low}" if above else f"{low} or more") + (f", at most {high}" if high < math.inf else "")
     raise ValueError(f"{name} is {value!r:.80}; expected a {'whole ' if whole else ''}number, {span}")
 
@@ -181,8 +182,8 @@ def check_sampler(
     name="Sampler: {}".format, # how messages call a setting
 ):
     "ValueError for a setting of drawing that cannot be."
-    for k, low, high, how in (("num_timesteps", 2, math.inf, dict(whole=True)), ("shift", 0, math.inf, dict(above=True)), ("cfg_text", 1, math.inf, {}),
-                              ("cfg_img", 1, math.inf, {}), ("renorm_min", 0, 1, {})): check_number(name(k), sampler[k], low, high, **how)
+    for k, low, how in (("num_timesteps", 2, dict(whole=True)), ("shift", 0, dict(above=True)), ("cfg_text", 1, {}), ("cfg_img", 1, {}),
+                        ("renorm_min", 0, dict(high=1))): check_number(name(k), sampler[k], low, **how)
     if sampler["renorm"] not in RENORMS: raise ValueError(f"{name('renorm')} is {sampler['renorm']!r:.80}; expected one of {', '.join(RENORMS)}")
     interval = sampler["interval"]
     if not isinstance(interval, (list, tuple)) or len(interval) != 2:
@@ -211,7 +212,8 @@ def check_protocol(protocol: dict) -> dict:
         for mode, words in protocol[place].items():
             if not isinstance(words, str) and words is not None: raise ValueError(f"protocol: '{place}.{mode}' is {words!r:.80}; expected words")
     modalities = read_modalities(protocol["modalities"])
-    seen = {f"views.{m}": v for m, v in protocol["views"].items()} | {f"modalities.{m}.views": o["views"] for m, o in modalities.items() if "views" in o}
+    seen = {f"views.{m}": v for m, v in protocol["views"].items()}
+    seen |= {f"modalities.{m}.views": o["views"] for m, o in modalities.items() if "views" in o}
     for place, views in seen.items():
         if not isinstance(views, (list, tuple)) or not views or not all(v in ("clean", "vision") for v in views):
             raise ValueError(f"protocol: '{place}' is {views!r:.80}; expected some of 'clean', 'vision'")
