@@ -119,6 +119,27 @@ def twice(f):
     one = load_file(a); save_file(load_file(b) | {next(iter(one)): one[next(iter(one))]}, b)
 def swap(f): a, b = f/"ema.safetensors", f/"ae.safetensors"; x = a.read_bytes(); a.write_bytes(b.read_bytes()); b.write_bytes(x)
 def table(t): return weights(lambda s: s | {"latent_pos_embed.pos_embed": t})
+def index(f, where, name="ema.safetensors.index.json"): (f/name).write_text(json.dumps(dict(weight_map=where)))
+def where(f): return json.loads((f/"ema.safetensors.index.json").read_text())["weight_map"]
+def index_of_others(f): # what each shard holds is said of the next one
+    shards(f); there = where(f); names = sorted(set(there.values()))
+    index(f, {n: names[(names.index(file) + 1) % 3] for n, file in there.items()})
+def index_lacks_one(f): shards(f); index(f, {n: file for n, file in where(f).items() if n != "llm2vae.bias"})
+def index_of_nothing(f): shards(f); index(f, where(f) | {"llm2vae.scale": "ema-00002-of-00003.safetensors"})
+def index_lacks_a_shard(f): shards(f); index(f, {n: file for n, file in where(f).items() if "00002" not in file})
+def a_fourth_shard(f): shards(f); shutil.copy(f/"ema-00001-of-00003.safetensors", f/"ema-00004-of-00004.safetensors")
+def a_fourth_of_three(f): shards(f, index=False); shutil.copy(f/"ema-00001-of-00003.safetensors", f/"ema-00004-of-00003.safetensors")
+def twice_without_index(f): twice(f); (f/"ema.safetensors.index.json").unlink()
+def folder_for(name): return lambda f: [(f/name).unlink(), (f/name).mkdir()]
+def link_for(name): return lambda f: [(f/name).unlink(), (f/name).symlink_to(f"../blobs/{name}")]
+def float8(s): return {n: t.to(torch.float8_e4m3fn) if t.ndim == 2 and "pos_embed" not in n else t for n, t in s.items()}
+def number(name, field, word): return lambda f: (f/name).write_text(re.sub(rf'("{field}": )[^,}}]*', rf"\g<1>{word}", (f/name).read_text()))
+def exchanged_sizes(f): a, b = f/"llm_config.json", f/"vit_config.json"; x = a.read_bytes(); a.write_bytes(b.read_bytes()); b.write_bytes(x)
+def permuted_words(f):
+    words = json.loads((f/"tokenizer.json").read_text()); vocab = words["model"]["vocab"]
+    words["model"]["vocab"] = dict(zip(vocab, reversed(vocab.values()))); (f/"tokenizer.json").write_text(json.dumps(words))
+def half_the_merges(f): (f/"tokenizer.json").unlink(); lines = (f/"merges.txt").read_text().splitlines(); (f/"merges.txt").write_text("\n".join(lines[:len(lines) // 2]))
+def two_programs(s): return s | {"encoder.mid_block.attentions.0.group_norm.weight": s["encoder.mid.attn_1.norm.weight"].clone()}
 def empty_index(f): (f/"ema.safetensors").unlink(); (f/"ema.safetensors.index.json").write_text('{"weight_map": {}}')
 def shard_of_none(f): (f/"ema.safetensors").rename(f/"ema-00001-of-00000.safetensors")
 def without_tables(**values): return lambda f: [weights(lambda s: {n: t for n, t in s.items() if n not in TABLES.values()})(f), edit("config.json", **values)(f)]
@@ -158,14 +179,27 @@ BROKEN = {
     "both layouts": (put("config.json", b'{"model_type": "cooper"}'), "which is our layout, but llm_config.json, vit_config.json, ema.safetensors of the released layout"),
     "no heads": (edit("llm_config.json", num_attention_heads=0), "llm_config.json: 'num_attention_heads' is 0; expected a whole number above 0"),
     "no layers": (edit("vit_config.json", num_hidden_layers=-1), "vit_config.json: 'num_hidden_layers' is -1"), "a rotary base of words": (edit("llm_config.json", rope_theta="x"), "'rope_theta' is 'x'; expected a number above 0"),
-    "no rotary base": (edit("llm_config.json", rope_theta=0), "'rope_theta' is 0"), "scaled positions": (edit("llm_config.json", rope_scaling=dict(type="yarn", factor=4.0)), "'rope_scaling' is of type 'yarn'"),
-    "an unknown activation": (edit("llm_config.json", hidden_act="loud"), "'hidden_act' is 'loud'"), "another activation": (edit("config.json", connector_act="loud"), "'connector_act' is 'loud'"),
+    "no rotary base": (edit("llm_config.json", rope_theta=0), "llm_config.json: 'rope_theta' is 0"), "scaled positions": (edit("llm_config.json", rope_scaling=dict(type="yarn", factor=4.0)), "'rope_scaling' is of type 'yarn'"),
+    "an unknown activation": (edit("llm_config.json", hidden_act="loud"), "'hidden_act' is 'loud'"), "another activation": (edit("config.json", connector_act="loud"), "/config.json: 'connector_act' is 'loud'"),
     "a side of words": (without_tables(max_latent_size="big"), "'max_latent_size' is 'big'"), "no and yes": (edit("config.json", interpolate_pos="no"), "'interpolate_pos' is 'no'; expected true or false"),
-    "a negative shift": (edit("config.json", timestep_shift=-1), "'timestep_shift' is -1"), "latents divided by zero": (edit("vae_config.json", scale_factor=0), "'scale_factor' is 0; expected a number above 0"),
+    "a negative shift": (edit("config.json", timestep_shift=-1), "'timestep_shift' is -1"), "latents divided by zero": (edit("vae_config.json", scale_factor=0), "vae_config.json: 'scale_factor' is 0; expected a number above 0"),
     "nested too deep": (put("llm_config.json", b"[" * 100_000), "llm_config.json: nested too deep"), "a table that is a number": (table(torch.tensor(1.0)), r"'latent_pos_embed.pos_embed' is \(\); expected"),
     "an empty table": (table(torch.zeros(0, 64)), r"is \(0, 64\); expected"), "an empty index": (empty_index, "'weight_map' is no object of file names"), "a shard of none": (shard_of_none, "are shards of no one set"),
     "the words of another": (more_words, "the tokenizer's ids go up to 1,008, and the model has 320 words; they are of two different models"),
     "no special words": (no_special_words, r"bagel-tiny: the tokenizer of \d+ tokens lacks"),
+    "an index of exchanged shards": (index_of_others, "index.json: places 'connector.fc1.bias' in ema-00002-of-00003.safetensors, and it stands in ema-00001-of-00003.safetensors; .*; and 137 more; .*two savings"),
+    "an index that lacks a tensor": (index_lacks_one, "index.json: does not name 'llm2vae.bias' of ema-0000"), "an index of a tensor that is nowhere": (index_of_nothing, "places 'llm2vae.scale' in ema-00002-of-00003.safetensors, where it is not"),
+    "an index that lacks a shard": (index_lacks_a_shard, "names no tensor of ema-00002-of-00003.safetensors, beside it"), "a shard of another set": (a_fourth_shard, "names no tensor of ema-00004-of-00004.safetensors, beside it"),
+    "a fourth shard of three": (a_fourth_of_three, "ema-00004-of-00003.safetensors beside 3 shards; expected one set"), "a tensor twice, no index": (twice_without_index, "stands in ema-00001-of-00003.safetensors, too"),
+    "a folder for weights": (folder_for("ema.safetensors"), "ema.safetensors: is a folder; expected the file itself"), "a folder for sizes": (folder_for("llm_config.json"), "llm_config.json: is a folder"),
+    "weights that are a link to nothing": (link_for("ema.safetensors"), "ema.safetensors: is a link to '../blobs/ema.safetensors', which is not there"), "extras that are a link to nothing": (link_for("vae_config.json"), "vae_config.json: is a link to"),
+    "float8": (weights(float8), "'connector.fc1.weight' is F8_E4M3; expected BF16, F16 or F32"), "a long head": (lambda f: (f/"ema.safetensors").write_bytes((2**60).to_bytes(8, "little") + bytes(99)), "cannot be read as safetensors"),
+    "NaN in JSON": (number("llm_config.json", "rms_norm_eps", "NaN"), "llm_config.json: holds NaN, which is no JSON"), "infinity in JSON": (number("vae_config.json", "shift_factor", "-Infinity"), "vae_config.json: holds -Infinity"),
+    "a million layers": (edit("llm_config.json", num_hidden_layers=10**6), "llm_config.json: 'num_hidden_layers' is 1,000,000, and the weights are 139 tensors; they are of two"), "sizes exchanged": (exchanged_sizes, "latent_pos_embed.pos_embed' is|missing"),
+    "words in another order": (permuted_words, "vocab.json: '.' is .* in tokenizer.json; they are of two tokenizers"), "half of the merges": (half_the_merges, "merges.txt: no merge makes 24 of 46 words"),
+    "an autoencoder of two programs": (weights(two_programs, "ae.safetensors"), "ae.safetensors: 'encoder.mid_block.attentions.0.group_norm.weight' and another tensor are both"),
+    "an autoencoder of wider latents": (edit("vae_config.json", z_channels=8), "the autoencoder is not of the sizes that vae_config states"), "no sizes of the autoencoder": (lambda f: (f/"vae_config.json").unlink(), "without a vae_config.json: FLUX's"),
+    "levels of words": (edit("vae_config.json", ch_mult="1,2"), "vae_config.json: 'ch' is 32 and 'ch_mult' '1,2'"), "a word for a small number": (edit("vit_config.json", layer_norm_eps="a"), "vit_config.json: no sound values .*layer_norm_eps"),
     "a tokenizer without its words": (put("tokenizer.json", b'{"version": "1.0"}'), "tokenizer.json: cannot be read as a tokenizer"),
 }
 
@@ -176,6 +210,45 @@ def test_broken_checkpoints_are_refused(folder, what):
     damage(folder)
     with pytest.raises(ValueError, match=words) as e: cooper.load(folder, show=False)
     assert str(folder) in str(e.value), "the message names the folder or file"
+
+
+def test_a_file_that_may_not_be_read(folder, monkeypatch):
+    "The tests may run as one who may read everything, so the disk refuses here by hand."
+    read = Path.read_text
+    def refuse(self, *a, **k):
+        if self.name == "vit_config.json": raise PermissionError(13, "Permission denied", str(self))
+        return read(self, *a, **k)
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(ValueError, match=r"vit_config.json: cannot be read \(Permission denied\)"): load_model(folder)
+
+
+BESIDE = { # what lies beside ema.safetensors -> what is said
+    "an index of shards that are not there": (lambda f: index(f, {"a.b": "ema-00001-of-00002.safetensors"}), "ema.safetensors.index.json places 'a.b' in ema-00001-of-00002.safetensors, where it is not; .*; ema.safetensors is read"),
+    "an index that lacks a tensor": (lambda f: index(f, {n: "ema.safetensors" for n in load_file(f/"ema.safetensors") if n != "llm2vae.bias"}), "does not name 'llm2vae.bias' of ema.safetensors; ema.safetensors is read"),
+    "another's index under model": (lambda f: index(f, {"a.b": "ema.safetensors"}, "model.safetensors.index.json"), "model.safetensors.index.json places 'a.b' in ema.safetensors, where it is not"),
+    "an index of model shards, gone": (lambda f: index(f, {"a.b": "model-00001-of-00001.safetensors"}, "model.safetensors.index.json"), "index.json names model-00001-of-00001.safetensors, not there; ema is read"),
+    "shards": (lambda f: [shutil.copy(f/"ema.safetensors", f/"whole"), shards(f), (f/"whole").rename(f/"ema.safetensors")], "holds ema.safetensors, and ema-00001-of-00003.safetensors, .* beside it; ema.safetensors is read"),
+}
+
+
+@pytest.mark.parametrize("what", BESIDE)
+def test_what_lies_beside_a_single_file_and_differs_is_said(golden, folder, what):
+    put, words = BESIDE[what]
+    put(folder)
+    with pytest.warns(UserWarning, match=words) as said: assert loss(load_model(folder)[0]) == loss(golden[0])
+    assert len(said) == 1 and str(folder) in str(said[0].message)
+
+
+@pytest.mark.parametrize("with_ae", [False, True])
+def test_an_index_as_bagel_has_it_is_no_second_set_of_weights(golden, folder, with_ae):
+    "`model.safetensors.index.json` for `ema.safetensors`, for programs that insist on an index."
+    names = {n: file for file in ["ema.safetensors"] + ["ae.safetensors"] * with_ae for n in load_file(folder/file)}
+    index(folder, names, "model.safetensors.index.json")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert loss(load_model(folder)[0]) == loss(golden[0])
+    (folder/"ema.safetensors").unlink()
+    with pytest.raises(ValueError, match="ema.safetensors missing"): load_model(folder)
 
 
 def protocol(change):
@@ -193,6 +266,12 @@ OWN = {
     "generation": (put("generation_config.json", b"{"), "generation_config.json:1: not JSON"), "generation list": (put("generation_config.json", b"[]"), "generation_config.json: holds a list"),
     "scale": (lambda f: edit("config.json", vae_config=json.loads((f/"config.json").read_text())["vae_config"] | dict(scaling_factor=0))(f), "'scale_factor' is 0"),
     "sampler": (protocol(lambda p: p.update(sampler=None)), "protocol: 'sampler' is None; expected an object"), "more": (protocol(lambda p: p["sampler"].update(speed=1)), "'sampler' has speed; expected num_timesteps"),
+    **{f"sampler {k} {v}": (protocol(lambda p, k=k, v=v: p["sampler"].update({k: v})), rf"processor_config.json: protocol: 'sampler.{k}(\[.\])?' is .*; expected {words}") for k, v, words in (
+        ("num_timesteps", 1, "a whole number, 2 or more"), ("num_timesteps", 7.5, "a whole number"), ("shift", 0, "a number, above 0"), ("cfg_text", 0.5, "a number, 1 or more"),
+        ("cfg_img", "two", "a number, 1 or more"), ("interval", [0.5], "two timesteps"), ("interval", [0.9, 0.1], "a number, 0.9 or more, at most 1"), ("renorm", "local", "one of global, channel"), ("renorm_min", 2, "a number, 0 or more, at most 1"))},
+    "samplers": (protocol(lambda p: p.update(samplers=dict(ask=p["sampler"] | dict(cfg_text=0)))), "protocol: 'samplers.ask.cfg_text' is 0; expected a number, 1 or more"), "a list of samplers": (protocol(lambda p: p.update(samplers=[])), "'samplers' is .*; expected an object"),
+    "a mode": (protocol(lambda p: p["prefix"].update(percieve="<answer>")), r"'prefix' has \['percieve'\]; expected some of direct, reason"), "views": (protocol(lambda p: p["views"].update(reason=5)), "'views.reason' is 5; expected some of"),
+    "views of a map": (protocol(lambda p: p.update(modalities=[["depth", dict(views=["latents"])]])), r"'modalities.depth.views' is \['latents'\]; expected some of"), "NaN": (protocol(lambda p: p["sampler"].update(shift=float("nan"))), "processor_config.json: holds NaN, which is no JSON"),
     "system": (protocol(lambda p: p["system"].update(direct=5)), "'system.direct' is 5; expected words"), "systems": (protocol(lambda p: p.update(system=list(p["system"]))), "'system' is .*; expected an object"),
     "turns": (protocol(lambda p: p.update(max_turns="three")), "'max_turns' is 'three'; expected a whole number above 0"), "reflection": (protocol(lambda p: p.update(reflection=7)), "'reflection' is 7; expected words"),
     "depth": (protocol(lambda p: p.update(modalities=[["depth", dict(near=5.0, far=1.0)]])), "has near 5.0 and far 1.0; expected two numbers, the smaller one first"),
@@ -260,6 +339,17 @@ def test_dtypes(golden):
     assert cooper.load(GOLDEN, device="cpu", show=False).model.dtype == torch.float32 == choose_dtype(None, cpu, found)
     with pytest.raises(ValueError, match="dtype 'int8' is unknown; expected one of float32, bfloat16, float16"): cooper.load(GOLDEN, "int8")
     with pytest.raises(ValueError, match="has no revisions"): cooper.load(GOLDEN, revision="main")
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("package, gpu, device, words", [
+    (False, False, "cpu", "needs the package bitsandbytes, which is not installed; and a CUDA GPU, and torch sees none here"), (True, False, "cpu", "needs a CUDA GPU, and torch sees none here"),
+    (False, True, "cuda", "needs the package bitsandbytes, which is not installed"), (True, True, "cpu", "needs a CUDA GPU as its device, and it is 'cpu'"), (True, True, "cuda", None)])
+def test_quantization_says_what_it_needs_and_lacks(monkeypatch, kind, package, gpu, device, words):
+    monkeypatch.setattr("cooper.model.checkpoint.importlib.util.find_spec", lambda name: object() if package and name == "bitsandbytes" else None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    if words is None: return check_quantization(kind, torch.device(device))
+    with pytest.raises(RuntimeError, match=f"^quantization '{kind}' {words}$"): check_quantization(kind, torch.device(device))
 
 
 def test_quantization_says_what_it_needs():

@@ -1,5 +1,5 @@
 "Fetching and unpacking: a hub on this machine that breaks off, rots and lies, and archives that nobody should trust."
-import hashlib, io, json, os, re, subprocess, sys, tarfile, threading
+import gzip, hashlib, io, json, os, re, subprocess, sys, tarfile, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -295,6 +295,15 @@ def long_header():
     return info.tobuf(tarfile.PAX_FORMAT) + bytes(1024)
 
 
+def pax(name, kind=FILE, **headers): # an entry, and what an extended header says of it
+    info = tarfile.TarInfo(name); info.type, info.pax_headers = kind, headers
+    if kind == FILE: info.size = 1
+    else: info.linkname = name
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz", format=tarfile.PAX_FORMAT) as t: t.addfile(info, io.BytesIO(b"x"))
+    return out.getvalue()
+
+
 def rotten(data, at): return data[:at] + bytes([data[at] ^ 255]) + data[at + 1:]
 
 
@@ -317,6 +326,15 @@ BAD = {
     "device": (tar(("a", tarfile.CHRTYPE, "")), "a character device"), "block device": (tar(("a", tarfile.BLKTYPE, "")), "a block device"),
     "pipe": (tar(("a", tarfile.FIFOTYPE, "")), "a pipe"), "socket": (tar(("a", b"9", "")), "of type b'9'"),
     "twice": (tar(("a", FILE, b"x"), ("a", FILE, b"y")), "is there twice"), "twice in disguise": (tar(("a/b", FILE, b"x"), ("./a//b", FILE, b"y")), "'./a//b' is there twice"),
+    "twice on some disks": (tar(("Images/Caf\u00e9.png", FILE, b"x"), ("images/cafe\u0301.PNG", FILE, b"y")), "is there twice, as 'Images/Caf\u00e9.png': one name where capitals and forms of Unicode"),
+    "two folders on one name": (tar(("A", FOLDER, b""), ("a", FOLDER, b"")), "'a' is there twice, as 'A'"), "sharp s": (tar(("stra\u00dfe", FILE, b"x"), ("STRASSE", FILE, b"y")), "'STRASSE' is there twice"),
+    "file and folder on some disks": (tar(("A", FILE, b"x"), ("a/b", FILE, b"y")), "'A' is a file and a folder at once: one name"),
+    "written through a link on some disks": (tar(("d", FOLDER, b""), ("A", SYM, "d"), ("a/evil", FILE, b"x")), "'A' is a symlink and a folder at once: one name"),
+    "hard link to another case": (tar(("File", FILE, b"x"), ("h", HARD, "file")), "hardlink 'h' leads to 'file', which is no file"),
+    "traversal in a long name": (tar(("d/" * 60 + "../" * 61 + "evil", FILE, b"x"), format=tarfile.GNU_FORMAT), "climbs out"), "traversal in a header": (pax("ok", path="../evil"), "'../evil' climbs out"),
+    "link in a header": (pax("ok", SYM, linkpath="/etc/passwd"), "leads out, to '/etc/passwd'"), "size in a header": (pax("ok", size="999999"), "damaged here"),
+    "sparse by an older header": (pax("ok", **{"GNU.sparse.size": "1000000000", "GNU.sparse.map": "0,1", "GNU.sparse.numblocks": "1"}), "'ok' is a sparse file"),
+    "of many volumes": (tar(("a", b"M", b"xx"), mode="w"), "'a' is of type b'M'"), "a tar in a tar's clothes": (gzip.compress(GOOD), "unreadable header"), "two archives": (gzip.compress(PLAIN * 2), "data behind the end"),
     "file and folder": (tar(("a", FILE, b"x"), ("a/b", FILE, b"y")), "'a' is a file and a folder at once"), "a file for the folder": (tar((".", FILE, b"x")), "in the place of the folder"),
     "sparse": (sparse(False), "sparse"), "sparse by its headers": (sparse(True), "sparse"), "long header": (long_header(), "an extended header of 200"),
     "bomb": (tar(("zeros", FILE, bytes(2**23))), "a bomb"), "nothing": (tar(), "holds nothing"), "empty": (b"", "0 bytes"),
@@ -360,6 +378,19 @@ def test_good_archives_are_unpacked_whole(tmp_path):
         assert (folder/"f").read_bytes() == b"y" and not (folder/"f").stat().st_mode & 0o7000
 
 
-def test_a_part_in_the_middle_is_blamed(tmp_path):
-    archive(tmp_path/"parts", rotten(GOOD, 3000), size=2000)
-    with pytest.raises(ValueError, match=r"set.tar.gz.part.a[bc]: "): survey(find_parts(tmp_path/"parts")["set.tar.gz"])
+MIXED = { # what is done to the parts -> the part that is named, and what is said
+    "rotten": (lambda parts: parts | {1: rotten(parts[1], 900)}, "part.a[bc]: ", ""), "the first twice": (lambda parts: parts | {1: parts[0]}, "part.ab: ", "its parts are not of one cut"),
+    "exchanged": (lambda parts: parts | {0: parts[1], 1: parts[0]}, "part.aa: ", "its parts are not of one cut"), "of another archive": (lambda parts: parts | {1: PLAIN[:2000]}, "part.ab: ", "unreadable header"),
+    "another archive itself": (lambda parts: parts | {1: GOOD[:2000]}, "part.ab: ", "unreadable header"), "zero bytes": (lambda parts: parts | {1: b""}, "part.ab: ", "0 bytes; expected 2,000"),
+    "zero bytes at the end": (lambda parts: parts | {2: b""}, "part.ac: ", "0 bytes; expected at most 2,000"), "gone": (lambda parts: {k: v for k, v in parts.items() if k != 1}, "parts: ", "part 'ab' is missing between 'aa' and 'ac'"),
+    "one more": (lambda parts: parts | {3: b"junk"}, "part.ac: ", "expected 2,000, as the other parts"),
+}
+
+
+@pytest.mark.parametrize("what", MIXED)
+def test_the_part_that_is_wrong_is_named(tmp_path, what):
+    change, part, words = MIXED[what]
+    (tmp_path/"parts").mkdir()
+    for i, data in change({i: GOOD[at:at + 2000] for i, at in enumerate(range(0, len(GOOD), 2000))}).items(): (tmp_path/f"parts/set.tar.gz.part.a{'abcd'[i]}").write_bytes(data)
+    with pytest.raises(ValueError, match=f"{part}.*{words}"): unpack(tmp_path/"parts", tmp_path/"files")
+    assert not (tmp_path/"files").exists() and not list(tmp_path.glob(".unpack*/files"))

@@ -19,18 +19,18 @@ from transformers.activations import ACT2FN
 from transformers.utils import logging
 from ..core import NotBuilt, in_notebook, progress, resolve, write_whole
 from .modeling import CooperConfig, CooperForConditionalGeneration, sincos_2d, vae_config
-from .processor import CooperProcessor, as_released
+from .processor import CooperProcessor, as_released, check_protocol
 from .transformer import rope_theta
 
 # %% auto #0
 __all__ = ['OURS', 'RELEASED', 'BASE', 'TABLES', 'PARTS', 'PROBES', 'DTYPES', 'SMALL', 'QUANTIZED', 'FIELDS', 'BAGEL',
-           'save_pretrained', 'SOURCES', 'layout', 'read_json', 'read_weights', 'check_fields', 'check_sides', 'Head',
-           'weight_files', 'heads', 'released_config', 'released_vae', 'check_tables', 'vae_names',
-           'released_vae_names', 'part_of', 'Coverage', 'cover', 'same_weights', 'named', 'Origin', 'warn_if_plain',
-           'find_base', 'released_files', 'choose_dtype', 'tensors', 'fill', 'check_quantization', 'quantized', 'deal',
-           'place', 'spread', 'blank_model', 'check_words', 'locate', 'quiet', 'load_model', 'model_card', 'save_model',
-           'export_released', 'find_parts', 'damage', 'check_sizes', 'Limits', 'inside', 'survey', 'unpack', 'download',
-           'main']
+           'save_pretrained', 'SOURCES', 'places', 'layout', 'read_json', 'read_weights', 'check_fields', 'check_sides',
+           'check_merges', 'Head', 'weight_files', 'heads', 'released_config', 'released_vae', 'check_tables',
+           'vae_names', 'released_vae_names', 'part_of', 'Coverage', 'cover', 'same_weights', 'named', 'Origin',
+           'warn_if_plain', 'find_base', 'released_files', 'choose_dtype', 'tensors', 'fill', 'check_quantization',
+           'quantized', 'deal', 'place', 'spread', 'blank_model', 'check_words', 'locate', 'quiet', 'load_model',
+           'model_card', 'save_model', 'export_released', 'find_parts', 'damage', 'check_sizes', 'Limits', 'inside',
+           'survey', 'unpack', 'download', 'main']
 
 # %% ../../nbs/06_checkpoint.ipynb #d1ba7964
 OURS = ("config.json", "model.safetensors", "processor_config.json", "tokenizer_config.json", "tokenizer.json")
@@ -45,11 +45,28 @@ def _has(folder, name): # is a file, or its equal, there?
 
 def _stem(folder, stem): # "one file", "index", "shards" or ""
     if (folder / f"{stem}.safetensors").is_file(): return "one file"
-    if (folder / f"{stem}.safetensors.index.json").is_file(): return "index"
+    index = folder / f"{stem}.safetensors.index.json"
+    if index.is_file() and any(name.startswith(stem) for name in places(index).values()): return "index" # BAGEL's names ema under model
     return "shards" if any(folder.glob(f"{stem}-*-of-*.safetensors")) else ""
+
+def places(index: Path) -> dict[str, str]:
+    "Of an index of shards: tensor -> file. ValueError names an index that is none."
+    found = check_fields(index, ("weight_map",))["weight_map"]
+    if not isinstance(found, dict) or not found or not all(isinstance(v, str) for v in found.values()):
+        raise ValueError(f"{index}: 'weight_map' is no object of file names; expected tensor name -> file name")
+    for name in found.values():
+        if Path(name).name != name: raise ValueError(f"{index}: 'weight_map' names {name!r}; expected a file beside the index")
+    return found
+
+def _check_files(folder): # ValueError for links that lead nowhere (a cache that was cleared), and folders in the place of files
+    for p in sorted(folder.iterdir()):
+        if p.suffix not in (".json", ".safetensors", ".txt") or p.is_file(): continue
+        raise ValueError(f"{p}: " + (f"is a link to {str(p.readlink())!r}, which is not there" if p.is_symlink() and not p.exists() else
+                         "is a folder" if p.is_dir() else "is no plain file") + "; expected the file itself")
 
 def layout(folder: Path) -> str:
     "'released' or 'own', by what lies in the folder. ValueError for a mixture of both, and when there are no weights."
+    _check_files(folder)
     ours = (folder / "config.json").is_file() and read_json(folder / "config.json").get("model_type") == "cooper"
     marks = [n for n in ("llm_config.json", "vit_config.json") if _has(folder, n)] + ["ema.safetensors"] * bool(_stem(folder, "ema"))
     if ours and marks: raise ValueError(f"{folder}: config.json has model_type 'cooper', which is our layout, but {', '.join(marks)} of the released "
@@ -62,11 +79,17 @@ def layout(folder: Path) -> str:
         f"a checkpoint of ours holds {', '.join(OURS)}; one in the released layout {', '.join(RELEASED)}"))
 
 # %% ../../nbs/06_checkpoint.ipynb #f31b3ea2
+class _NoNumber(Exception): "NaN, Infinity or -Infinity, which Python's json takes, and JSON has not."
+
+def _no_number(word): raise _NoNumber(word)
+
 def read_json(path: Path) -> dict:
     "A JSON object; ValueError names file and place."
-    try: value = json.loads(path.read_text(encoding="utf-8"))
+    try: value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+    except _NoNumber as e: raise ValueError(f"{path}: holds {e}, which is no JSON; expected numbers") from None
     except json.JSONDecodeError as e: raise ValueError(f"{path}:{e.lineno}: not JSON ({e.msg})") from None
     except UnicodeDecodeError as e: raise ValueError(f"{path}: not text ({e.reason} at byte {e.start}); expected JSON in UTF-8") from None
+    except OSError as e: raise ValueError(f"{path}: cannot be read ({e.strerror or e})") from None
     except RecursionError: raise ValueError(f"{path}: nested too deep; expected an object") from None
     if not isinstance(value, dict): raise ValueError(f"{path}: holds a {type(value).__name__}; expected an object")
     return value
@@ -102,7 +125,33 @@ def _tokenizer(read, folder): # what `read(folder)` gives
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json"):
         if (folder / name).is_file(): read_json(folder / name)
     try: return read(folder)
-    except Exception as e: raise ValueError(f"{folder / 'tokenizer.json'}: cannot be read as a tokenizer ({type(e).__name__}: {e})") from None
+    except Exception as e:
+        name = "tokenizer.json" if (folder / "tokenizer.json").is_file() else "vocab.json"
+        raise ValueError(f"{folder / name}: cannot be read as a tokenizer ({type(e).__name__}: {e})") from None
+
+def check_merges(folder: Path):
+    "ValueError unless tokenizer.json, vocab.json and merges.txt, those that are there, are of one tokenizer."
+    whole, words, lines = (folder / n for n in ("tokenizer.json", "vocab.json", "merges.txt"))
+    file = read_json(whole) if whole.is_file() else {}
+    model = file.get("model")
+    if file and not (isinstance(model, dict) and isinstance(model.get("vocab"), dict) and isinstance(model.get("merges"), list)):
+        raise ValueError(f"{whole}: cannot be read as a tokenizer: no words and merges; expected byte-level BPE")
+    special = {t["content"] for t in file.get("added_tokens") or []}
+    plain = lambda vocab: {w: i for w, i in vocab.items() if w not in special and not w.startswith("<|")}
+    sets = {p: plain(v) for p, v in ((words, words.is_file() and read_json(words)), (whole, model and model["vocab"])) if v}
+    if len(sets) > 1 and (odd := next((w for w in sets[words] | sets[whole] if sets[words].get(w) != sets[whole].get(w)), None)) is not None:
+        raise ValueError(f"{words}: {odd!r} is {sets[words].get(odd)}, and {sets[whole].get(odd)} in tokenizer.json; they are of two tokenizers")
+    merges = {whole: {"".join(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]}} if model else {}
+    for path, made in (merges | ({lines: _merges(lines)} if lines.is_file() else {})).items():
+        spelt = [w for w in next(iter(sets.values()), ()) if len(w) > 1]
+        if lacking := sorted(set(spelt) - made):
+            raise ValueError(f"{path}: no merge makes {len(lacking):,} of {len(spelt):,} words, {lacking[0]!r} among them; "
+                             "it is cut off, or of another tokenizer")
+
+def _merges(path): # the words that its merges make
+    try: lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e: raise ValueError(f"{path}: cannot be read ({e})") from None
+    return {"".join(l.split(" ")) for l in lines[lines[:1] != [] and lines[0].startswith("#version"):]}
 
 # %% ../../nbs/06_checkpoint.ipynb #f3ad4219
 @dataclass(frozen=True)
@@ -116,27 +165,48 @@ class Head:
 def weight_files(folder: Path, stem: str) -> list[Path]:
     "The one file, or the shards, of `ema` or `model`. ValueError names an index or a shard that does not fit."
     single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
-    if single.is_file(): return [single]
-    if index.is_file(): return _indexed(index)
     shards = sorted(folder.glob(f"{stem}-*-of-*.safetensors"))
+    if single.is_file(): return _alone(single, index, shards)
+    if index.is_file() and _stem(folder, stem) == "index": return _indexed(index, shards)
     count = {p.name.rsplit("-of-", 1)[1].removesuffix(".safetensors") for p in shards}
     if len(count) != 1 or not all(c.isdigit() and int(c) for c in count): raise ValueError(f"{folder}: {[p.name for p in shards]} are shards of no one set")
     names = [f"{stem}-{i:05d}-of-{n}.safetensors" for n in count for i in range(1, int(n) + 1)]
     lacking = [name for name in names if not (folder / name).is_file()]
     if lacking: raise ValueError(f"{folder}: {', '.join(lacking[:4])} missing, {len(lacking)} of {len(names)} shards")
+    more = [p.name for p in shards if p.name not in names]
+    if more: raise ValueError(f"{folder}: {_some(more)} beside {len(names)} shards; expected one set")
     return shards
 
-def _indexed(index):
-    places = check_fields(index, ("weight_map",))["weight_map"]
-    if not isinstance(places, dict) or not places or not all(isinstance(v, str) for v in places.values()):
-        raise ValueError(f"{index}: 'weight_map' is no object of file names; expected tensor name -> file name")
-    files = Counter(places.values())
-    for name, n in files.items():
-        if Path(name).name != name: raise ValueError(f"{index}: 'weight_map' names {name!r}; expected a file beside the index")
+def _indexed(index, shards):
+    where = places(index)
+    for name, n in Counter(where.values()).items():
         if not (index.parent / name).is_file(): raise ValueError(f"{index.parent / name}: missing; {index.name} places {n} tensors in it")
-    return [index.parent / name for name in sorted(files)]
+    strays = [p.name for p in shards if p.name not in where.values()]
+    if strays: raise ValueError(f"{index}: names no tensor of {_some(strays)}, beside it; expected the shards of one saving: "
+                                "take away what is of another, or the index")
+    files = [index.parent / name for name in sorted(set(where.values()))]
+    if fault := _misplaced(where, heads(files)): raise ValueError(f"{index}: {fault}; index and shards are of two savings: expected its own, or none")
+    return files
 
-# %% ../../nbs/06_checkpoint.ipynb #1af42fd8
+# %% ../../nbs/06_checkpoint.ipynb #773342d2
+def _misplaced(where, held): # what an index says, and its files do not; or ''
+    faults = [f"places '{n}' in {file}, " + (f"and it stands in {held[n].path.name}" if n in held else "where it is not")
+              for n, file in where.items() if n not in held or held[n].path.name != file]
+    faults += [f"does not name '{n}' of {h.path.name}" for n, h in held.items() if n not in where]
+    return "; ".join(faults[:2]) + (f"; and {len(faults) - 2} more" if len(faults) > 2 else "")
+
+def _alone(single, index, shards): # [single]; what lies beside it and differs is said
+    say = lambda what: warnings.warn(f"{single.parent}: {what}; {single.name} is read", stacklevel=5)
+    if shards: say(f"holds {single.name}, and {_some(p.name for p in shards)} beside it"); return [single]
+    for beside in dict.fromkeys((index, index.with_name("model.safetensors.index.json"))):
+        if not beside.is_file(): continue
+        where, held = places(beside), heads([single])
+        if beside != index and single.name not in where.values(): continue # of other weights
+        mine = {n: file for n, file in where.items() if n in held or file == single.name or not single.with_name(file).is_file()}
+        if fault := _misplaced(mine, held): say(f"{beside.name} {fault}")
+    return [single]
+
+# %% ../../nbs/06_checkpoint.ipynb #6d51cb49
 def _opened(path):
     try: return safe_open(path, "pt")
     except (SafetensorError, OSError) as e: raise ValueError(f"{path}: cannot be read as safetensors ({e}); it may be cut off") from None
@@ -154,7 +224,7 @@ def heads(files: list[Path]) -> dict[str, Head]: # by name in the file
                 found[name] = Head(path, name, tuple(s.get_shape()), s.get_dtype())
     return found
 
-# %% ../../nbs/06_checkpoint.ipynb #9c863110
+# %% ../../nbs/06_checkpoint.ipynb #e9f35798
 TABLES = {"max_latent_size": "latent_pos_embed.pos_embed", "vit_max_num_patch_per_side": "vit_pos_embed.pos_embed"} # fixed, recomputed
 
 def _only(config_class, values, **fixed): # the sizes among what a file says; versions and dtypes of other programs stay out
@@ -175,18 +245,34 @@ def released_config(
     extra = read_json(folder / "config.json") if _has(folder, "config.json") else {}
     vit["num_hidden_layers"] -= 1 # vit_select_layer -2
     aside = (autoencoder or folder) / "vae_config.json"
-    vae = read_json(aside) if aside.is_file() else None
+    vae = check_sides(aside, ("ch", "z_channels", "num_res_blocks")) if aside.is_file() else None
     keep = {k: extra[k] for k in ("latent_patch_size", "connector_act", "interpolate_pos", "timestep_shift", *TABLES) if k in extra}
     keep |= {k: math.isqrt(len(tables[name])) for k, name in TABLES.items() if name in tables}
-    text = {"rope_theta": 1e6, "rms_norm_eps": 1e-6} | llm
-    return CooperConfig(_only(Qwen2Config, text), _only(SiglipVisionConfig, vit), vae and released_vae(vae), start_of_image=start_of_image,
-                        end_of_image=end_of_image, **keep)
+    text = _sound(folder / "llm_config.json", lambda: _only(Qwen2Config, {"rope_theta": 1e6, "rms_norm_eps": 1e-6} | llm))
+    tower = _sound(folder / "vit_config.json", lambda: _only(SiglipVisionConfig, vit))
+    vae = _sound(aside, lambda: released_vae(vae)) if vae is not None else None # FLUX's
+    return _sound(folder / "config.json", lambda: CooperConfig(text, tower, vae, start_of_image=start_of_image, end_of_image=end_of_image, **keep))
+
+def _sound(path, make): # what `make` builds from a configuration file, or a folder of them; what goes wrong there becomes a ValueError with its name
+    try: return make()
+    except Exception as e:
+        if isinstance(e, ValueError) and str(e).startswith(f"{path}"): raise
+        said = " ".join(str(e).split())
+        field = re.match(r"'(\w+)'", said)
+        if path.is_dir() and field: path = path / _HOME.get(field[1], "")
+        raise ValueError(f"{path}: " + (said if type(e) is ValueError else f"no sound values ({type(e).__name__}: {said})")) from None
+
+_HOME = {field: file for file, fields in { # the file of a field, in the released layout
+    "llm_config.json": ("rope_theta", "rope_scaling"), "vae_config.json": ("scale_factor", "shift_factor"),
+    "config.json": ("latent_patch_size", "connector_act", "interpolate_pos", "timestep_shift", *TABLES)}.items() for field in fields}
 
 def released_vae(c: dict) -> dict:
     "Arguments of diffusers' `AutoencoderKL` from the hyper-parameters of the FLUX autoencoder."
+    if not isinstance(c["ch_mult"], list) or not c["ch_mult"] or not all(type(m) is int and m > 0 for m in c["ch_mult"]) or c["ch"] % 32:
+        raise ValueError(f"'ch' is {c['ch']!r} and 'ch_mult' {c['ch_mult']!r}; expected a multiple of 32, and a list of whole numbers above 0")
     return vae_config([c["ch"] * m for m in c["ch_mult"]], c["z_channels"], c["num_res_blocks"], c["scale_factor"], c["shift_factor"])
 
-# %% ../../nbs/06_checkpoint.ipynb #e9f35798
+# %% ../../nbs/06_checkpoint.ipynb #f549eb53
 def check_tables(
     source: str | os.PathLike, # file, for the message
     tables: dict, # name -> position table
@@ -201,51 +287,40 @@ def check_tables(
         if not error <= 0.004: # nor a nan
             raise ValueError(f"{source}: '{name}' is off the fixed sines by {error:.2g}; expected at most 0.004: learned tables are not supported")
 
-# %% ../../nbs/06_checkpoint.ipynb #bb3bc3c4
-_RENAMES = [(r"(encoder|decoder)\.mid\.attn_1\.norm\.", r"\1.mid_block.attentions.0.group_norm."),
-            (r"(encoder|decoder)\.mid\.attn_1\.([qkv])\.", r"\1.mid_block.attentions.0.to_\2."),
-            (r"(encoder|decoder)\.mid\.attn_1\.proj_out\.", r"\1.mid_block.attentions.0.to_out.0."),
-            (r"(encoder|decoder)\.mid\.block_(\d+)\.", lambda m: f"{m[1]}.mid_block.resnets.{int(m[2]) - 1}."),
-            (r"encoder\.down\.(\d+)\.block\.(\d+)\.", r"encoder.down_blocks.\1.resnets.\2."),
-            (r"encoder\.down\.(\d+)\.downsample\.conv\.", r"encoder.down_blocks.\1.downsamplers.0.conv."),
-            (r"\.nin_shortcut\.", ".conv_shortcut."), (r"\.norm_out\.", ".conv_norm_out.")]
+# %% ../../nbs/06_checkpoint.ipynb #c215350c
+def _vae_places(levels): # how names begin, in latent diffusion and in diffusers
+    for side in ("encoder", "decoder"):
+        mid, here = f"{side}.mid.attn_1.", f"{side}.mid_block.attentions.0."
+        yield from [(f"{mid}norm.", f"{here}group_norm."), (f"{mid}proj_out.", f"{here}to_out.0."), *((f"{mid}{c}.", f"{here}to_{c}.") for c in "qkv")]
+        yield from [(f"{side}.mid.block_{i + 1}.", f"{side}.mid_block.resnets.{i}.") for i in (0, 1)]
+        yield f"{side}.norm_out.", f"{side}.conv_norm_out."
+    for i in range(levels):
+        down, up = f"encoder.down_blocks.{i}.", f"decoder.up_blocks.{levels - 1 - i}."
+        yield from [(f"encoder.down.{i}.block.", f"{down}resnets."), (f"encoder.down.{i}.downsample.", f"{down}downsamplers.0."),
+                    (f"decoder.up.{i}.block.", f"{up}resnets."), (f"decoder.up.{i}.upsample.", f"{up}upsamplers.0.")]
+
+def _renamed(state, beginnings, shortcut, shape): # tensors under other names; ValueError if two get the same
+    out = {}
+    for old, tensor in state.items():
+        a, b = next((p for p in beginnings if old.startswith(p[0])), ("", ""))
+        new = (b + old.removeprefix(a)).replace(*shortcut)
+        if new in out: raise ValueError(f"'{old}' and another tensor are both '{new}'; expected the names of one program")
+        out[new] = shape(tensor) if "attentions" in new + old else tensor
+    return out
 
 def vae_names(
     state: dict, # tensors in the names of latent diffusion
     levels: int, # resolutions of the autoencoder
 ) -> dict:
     "The same tensors in the names of diffusers' `AutoencoderKL`."
-    up = lambda what: lambda m: f"decoder.up_blocks.{levels - 1 - int(m[1])}." + what.format(*m.groups())
-    renames = _RENAMES + [(r"decoder\.up\.(\d+)\.block\.(\d+)\.", up("resnets.{1}.")),
-                          (r"decoder\.up\.(\d+)\.upsample\.conv\.", up("upsamplers.0.conv."))]
-    out = {}
-    for name, tensor in state.items():
-        for pattern, new in renames: name = re.sub(pattern, new, name)
-        out[name] = tensor[:, :, 0, 0] if "attentions" in name and tensor.ndim == 4 else tensor
-    return out
-
-# %% ../../nbs/06_checkpoint.ipynb #9870f5b4
-_BACK = [(r"(encoder|decoder)\.mid_block\.attentions\.0\.group_norm\.", r"\1.mid.attn_1.norm."),
-         (r"(encoder|decoder)\.mid_block\.attentions\.0\.to_([qkv])\.", r"\1.mid.attn_1.\2."),
-         (r"(encoder|decoder)\.mid_block\.attentions\.0\.to_out\.0\.", r"\1.mid.attn_1.proj_out."),
-         (r"(encoder|decoder)\.mid_block\.resnets\.(\d+)\.", lambda m: f"{m[1]}.mid.block_{int(m[2]) + 1}."),
-         (r"encoder\.down_blocks\.(\d+)\.resnets\.(\d+)\.", r"encoder.down.\1.block.\2."),
-         (r"encoder\.down_blocks\.(\d+)\.downsamplers\.0\.conv\.", r"encoder.down.\1.downsample.conv."),
-         (r"\.conv_shortcut\.", ".nin_shortcut."), (r"\.conv_norm_out\.", ".norm_out.")]
+    return _renamed(state, list(_vae_places(levels)), (".nin_shortcut.", ".conv_shortcut."), lambda t: t[:, :, 0, 0] if t.ndim == 4 else t)
 
 def released_vae_names(state: dict, levels: int) -> dict:
     "The inverse of `vae_names`."
-    down = lambda what: lambda m: f"decoder.up.{levels - 1 - int(m[1])}." + what.format(*m.groups())
-    renames = _BACK + [(r"decoder\.up_blocks\.(\d+)\.resnets\.(\d+)\.", down("block.{1}.")),
-                       (r"decoder\.up_blocks\.(\d+)\.upsamplers\.0\.conv\.", down("upsample.conv."))]
-    out = {}
-    for name, tensor in state.items():
-        linear = "attentions" in name and tensor.ndim == 2
-        for pattern, new in renames: name = re.sub(pattern, new, name)
-        out[name] = tensor[:, :, None, None] if linear else tensor
-    return out
+    back = [(b, a) for a, b in _vae_places(levels)]
+    return _renamed(state, back, (".conv_shortcut.", ".nin_shortcut."), lambda t: t[:, :, None, None] if t.ndim == 2 else t)
 
-# %% ../../nbs/06_checkpoint.ipynb #80cfbbf6
+# %% ../../nbs/06_checkpoint.ipynb #84e24623
 PARTS = ("understanding expert", "drawing expert", "vision tower", "connector", "latents in and out", "autoencoder", "position tables", "other")
 
 def part_of(name: str) -> str: # one of `PARTS`
@@ -274,7 +349,7 @@ class Coverage:
         "Is there nothing to complain of?"
         return not (self.missing or self.unused or self.wrong)
 
-# %% ../../nbs/06_checkpoint.ipynb #69465d4f
+# %% ../../nbs/06_checkpoint.ipynb #b2710f4d
 _COLUMNS = ("loaded", "missing", "unused", "wrong shape")
 
 @patch
@@ -296,7 +371,7 @@ def _some(names, show=str):
     names = list(names)
     return ", ".join(map(show, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
-# %% ../../nbs/06_checkpoint.ipynb #b2710f4d
+# %% ../../nbs/06_checkpoint.ipynb #6fa17adc
 def cover(
     expected: dict, # name -> tensor of the model
     found: dict, # name -> `Head`
@@ -326,10 +401,12 @@ def _guesses(self: Coverage):
     gone = [p for p, row in self.rows.items() if row[0] == 0 and row[1]]
     mute = ": a model that only understands, and cannot draw" if gone == ["drawing expert"] else ""
     if len(gone) == 1: return [f"the {gone[0]} is not there at all{mute}"]
+    if any(n.startswith("vae.") for n in (*self.missing, *self.unused, *self.wrong)):
+        return ["the autoencoder is not of the sizes that vae_config states (without a vae_config.json: FLUX's)"]
     text = self.wrong.keys() & {"language_model.model.embed_tokens.weight"}
     return ["weights and configuration are of two different models"] if text else []
 
-# %% ../../nbs/06_checkpoint.ipynb #e54bba61
+# %% ../../nbs/06_checkpoint.ipynb #d3ccdd5a
 PROBES = ("llm2vae.weight", "language_model.model.norm_moe_gen.weight", "language_model.model.layers.0.mlp_moe_gen.down_proj.weight")
 
 def same_weights(a: dict, b: dict) -> bool: # two results of `heads`
@@ -354,7 +431,7 @@ class Origin:
     dtypes: dict = field(default_factory=dict) # name in the file -> type in the file
     tables: dict = field(default_factory=dict) # position tables as they were, for export
 
-# %% ../../nbs/06_checkpoint.ipynb #cc14e367
+# %% ../../nbs/06_checkpoint.ipynb #23ee7903
 def warn_if_plain(model, modality: str):
     "Says so when a plain BAGEL is asked to draw what only COOPER has learned."
     origin = getattr(model, "origin", None)
@@ -362,7 +439,7 @@ def warn_if_plain(model, modality: str):
         warnings.warn(f"{origin.where}: this is BAGEL, which was never trained to draw {modality}: expect a picture, not a map. "
                       "COOPER-AMG and COOPER draw it.", stacklevel=3)
 
-# %% ../../nbs/06_checkpoint.ipynb #1c23ffe4
+# %% ../../nbs/06_checkpoint.ipynb #49bea7f6
 _GROUPS = {"configuration": ("llm_config.json", "vit_config.json"), "tokenizer": ("tokenizer_config.json", "tokenizer.json"),
            "autoencoder": ("ae.safetensors",)}
 
@@ -380,13 +457,14 @@ def released_files(folder: Path, base: Path | None = None) -> dict: # 'weights' 
     lacking = {g: names for g, names in _GROUPS.items() if not all(_has(folder, n) for n in names)}
     if base is not None and not base.is_dir(): raise ValueError(f"base {base}: there is no such folder; expected BAGEL's, with {', '.join(BASE)}")
     base = base or (find_base(folder) if lacking else None)
+    if base: _check_files(base)
     missing = [n for names in lacking.values() for n in names if not _has(base or folder, n)]
     if missing: raise ValueError(f"{folder}: {', '.join(missing)} missing" + (f", also in {base}" if base else ", and no folder beside it has them")
         + f"; the released layout holds {', '.join(RELEASED)}; for weights alone give BAGEL's folder as base=")
     stem = "ema" if _stem(folder, "ema") else "model"
     return {g: base if g in lacking else folder for g in _GROUPS} | dict(weights=weight_files(folder, stem), base=base)
 
-# %% ../../nbs/06_checkpoint.ipynb #521f71f1
+# %% ../../nbs/06_checkpoint.ipynb #85cb33bb
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 SMALL = 2**30 # bytes
@@ -412,7 +490,7 @@ def choose_dtype(
     if device.type != "cpu" or size.total() < SMALL: return torch.float32
     return torch.bfloat16 if _cpu_has_bf16() else _STORED[size.most_common(1)[0][0]]
 
-# %% ../../nbs/06_checkpoint.ipynb #b149e5a8
+# %% ../../nbs/06_checkpoint.ipynb #21591616
 def _put(model, name, tensor): # a parameter or buffer of a model on the meta device
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
@@ -439,7 +517,7 @@ def fill(model: nn.Module, found: dict, dtype: torch.dtype, device="cpu"):
     left = [n for n, t in model.state_dict().items() if t.is_meta]
     assert not left, f"{left[:3]} were not filled"
 
-# %% ../../nbs/06_checkpoint.ipynb #476f6bc0
+# %% ../../nbs/06_checkpoint.ipynb #6d62cf3d
 QUANTIZED = ("int8", "nf4")
 _WHOLE = ["language_model.lm_head", "connector", "time_embedder", "vae2llm", "llm2vae", "vae"] # never quantized
 
@@ -460,7 +538,7 @@ def quantized(config, found: dict, quantization: str, dtype: torch.dtype, device
     return CooperForConditionalGeneration.from_pretrained(None, config=config, state_dict=dict(tensors(blank, found, dtype)), dtype=dtype,
         quantization_config=BitsAndBytesConfig(llm_int8_skip_modules=_WHOLE, **four), device_map={"": device})
 
-# %% ../../nbs/06_checkpoint.ipynb #47d0a48c
+# %% ../../nbs/06_checkpoint.ipynb #2aff7b7e
 def deal(layers: int, device_map: str | list | dict) -> list[torch.device]: # one for each layer
     "'auto': all GPUs that torch sees; a list of devices; or a dict of layer numbers (as text or not) to devices."
     if device_map == "auto":
@@ -501,7 +579,7 @@ def spread(model: CooperForConditionalGeneration, devices: list[torch.device]):
     layers[-1].register_forward_hook(lambda layer, args, out: out.to(home))
     model.devices = devices
 
-# %% ../../nbs/06_checkpoint.ipynb #8e593bf0
+# %% ../../nbs/06_checkpoint.ipynb #63f167cb
 def blank_model(config: CooperConfig) -> CooperForConditionalGeneration: # on the meta device
     "A model without weights. ValueError for values by which it could be built and would compute nonsense."
     text, vae = config.text_config, config.vae_config
@@ -517,7 +595,8 @@ def blank_model(config: CooperConfig) -> CooperForConditionalGeneration: # on th
     kind = rope.get("rope_type", "default")
     if kind != "default": raise ValueError(f"'rope_scaling' is of type {kind!r}; expected none: BAGEL's positions are not scaled")
     for name, act in (("hidden_act", text.hidden_act), ("hidden_act", config.vision_config.hidden_act), ("connector_act", config.connector_act)):
-        if act not in ACT2FN: raise ValueError(f"'{name}' is {act!r}; expected an activation such as 'silu' or 'gelu_pytorch_tanh'")
+        if isinstance(act, str) and act in ACT2FN: continue
+        raise ValueError(f"'{name}' is {act!r}; expected an activation such as 'silu' or 'gelu_pytorch_tanh'")
     with torch.device("meta"): return CooperForConditionalGeneration(config)
 
 def check_words(folder: Path, config: CooperConfig, processor: CooperProcessor):
@@ -528,11 +607,13 @@ def check_words(folder: Path, config: CooperConfig, processor: CooperProcessor):
         mine, its = getattr(config, name), getattr(processor, name)
         if mine != its: raise ValueError(f"{folder}: '{name}' is {mine} in the configuration and {its} in the tokenizer; they are of two different models")
 
-# %% ../../nbs/06_checkpoint.ipynb #63f167cb
+# %% ../../nbs/06_checkpoint.ipynb #b5d448f8
 def _load_released(folder, where, base, protocol, clean, vision):
     files = released_files(folder, base)
-    if _stem(folder, "ema") and _stem(folder, "model"):
-        warnings.warn(f"{folder}: holds ema and model weights; ema is read. COOPER's GRPO writes model: move ema away to read that", stacklevel=2)
+    if _stem(folder, "ema") and (other := _stem(folder, "model")):
+        gone = other == "index" and sorted({n for n in places(folder / "model.safetensors.index.json").values() if not (folder / n).is_file()})
+        warnings.warn(f"{folder}: " + (f"model.safetensors.index.json names {_some(gone)}, not there; ema is read" if gone else
+                      "holds ema and model weights; ema is read. COOPER's GRPO writes model: move ema away to read that"), stacklevel=2)
     tokenizer = _tokenizer(Qwen2TokenizerFast.from_pretrained, files["tokenizer"])
     stored, ae = heads(files["weights"]), heads([files["autoencoder"] / "ae.safetensors"])
     with_tables = {name: _tensor(stored[name]) for name in TABLES.values() if name in stored}
@@ -540,17 +621,23 @@ def _load_released(folder, where, base, protocol, clean, vision):
     kind = _kind(folder, where, stored, files["base"])
     try: processor = CooperProcessor(tokenizer, protocol, *_released_sizes(with_tables, clean, vision, kind))
     except ValueError as e: raise ValueError(f"{files['tokenizer']}: {e}") from None
+    for name in ("llm_config.json", "vit_config.json"): _check_depth(files["configuration"] / name, "num_hidden_layers", stored)
     config = _sound(files["configuration"], lambda: released_config(files["configuration"], with_tables, processor.start_of_image,
                                                                     processor.end_of_image, files["autoencoder"]))
     model = _sound(files["configuration"], lambda: blank_model(config))
-    check_words(files["tokenizer"], config, processor)
-    blank = vae_names({n: torch.empty(h.shape, device="meta") for n, h in ae.items()}, len(config.vae_config["block_out_channels"]))
+    check_words(files["tokenizer"], config, processor); check_merges(files["tokenizer"])
+    try: blank = vae_names({n: torch.empty(h.shape, device="meta") for n, h in ae.items()}, len(config.vae_config["block_out_channels"]))
+    except ValueError as e: raise ValueError(f"{files['autoencoder'] / 'ae.safetensors'}: {e}") from None
     found = stored | {f"vae.{n}": Head(h.path, h.name, tuple(t.shape), h.dtype) for (n, t), h in zip(blank.items(), ae.values())}
     faults, dtypes = cover(model.state_dict(), found), {n: h.dtype for n, h in (stored | ae).items()}
     origin = Origin(where, "released", kind, faults, str(files["base"] or ""), dtypes, with_tables)
     ours = [n for n in (*faults.missing, *faults.unused, *faults.wrong) if not n.startswith("vae.")]
     faults.check(files["weights"][0] if ours else files["autoencoder"] / "ae.safetensors")
     return model, processor, found, origin
+
+def _check_depth(path, field, found): # a model of a million layers takes hours to build, even without weights
+    n = check_sides(path, (field,))[field]
+    if n > len(found): raise ValueError(f"{path}: '{field}' is {n:,}, and the weights are {len(found)} tensors; they are of two different models")
 
 def _tensor(h):
     with _opened(h.path) as f: return f.get_tensor(h.name)
@@ -562,18 +649,12 @@ def _kind(folder, where, stored, base):
     if kind == "cooper": warnings.warn(f"{folder}: its weights are those of {base}, bit for bit; what is called COOPER here is BAGEL", stacklevel=2)
     return "bagel"
 
-def _sound(folder, make): # what `make` builds from configuration files; whatever goes wrong there becomes a ValueError with their names
-    try: return make()
-    except Exception as e:
-        if isinstance(e, ValueError) and f"{folder}/" in str(e): raise
-        raise ValueError(f"{folder}: llm_config.json, vit_config.json or vae_config.json have no sound sizes ({type(e).__name__}: {e})") from None
-
 def _released_sizes(tables, clean, vision, kind): # (max, min, stride) of pictures: as released, or less where the position tables are smaller
     side = lambda k: math.isqrt(len(tables[TABLES[k]])) if TABLES[k] in tables else 70
     longest, seen, most = 16 * min(side("max_latent_size"), 64), 14 * side("vit_max_num_patch_per_side"), 980 if kind == "bagel" else 518
     return clean or (longest, longest // 2, 16), vision or ((most, 224, 14) if seen >= most else (seen, seen // 2, 14))
 
-# %% ../../nbs/06_checkpoint.ipynb #aa52ccfa
+# %% ../../nbs/06_checkpoint.ipynb #4c45ef53
 _TEXT = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size", "hidden_act",
          "rms_norm_eps", "rope_parameters.rope_theta")
 _VISION = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size", "hidden_act", "layer_norm_eps")
@@ -581,7 +662,7 @@ FIELDS = ("latent_patch_size", "max_latent_size", "vit_max_num_patch_per_side", 
           "start_of_image", "end_of_image", *(f"text_config.{k}" for k in _TEXT), *(f"vision_config.{k}" for k in _VISION),
           *(f"vae_config.{k}" for k in vae_config([8], 4, 1, 1.0, 0.0))) # of config.json
 
-# %% ../../nbs/06_checkpoint.ipynb #4c45ef53
+# %% ../../nbs/06_checkpoint.ipynb #140da9cb
 def _own_config(path): # of a config.json
     kind = read_json(path).get("model_type")
     if kind != "cooper": raise ValueError(f"{path}: 'model_type' is {kind!r}; expected 'cooper'")
@@ -622,7 +703,7 @@ def _load_own(folder, where, base, protocol, clean, vision):
     check_words(folder, model.config, processor); _check_sides_of_pictures(folder / "processor_config.json", model.config.geometry, processor)
     return model, processor, found, Origin(where, "own", "", coverage)
 
-# %% ../../nbs/06_checkpoint.ipynb #140da9cb
+# %% ../../nbs/06_checkpoint.ipynb #cf467edd
 BAGEL = "ByteDance-Seed/BAGEL-7B-MoT"
 _NEEDED = ["*.json", "*.safetensors", "merges.txt", "vocab.json"]
 _SMALL_FILES = ["llm_config.json", "vit_config.json", "config.json", "ae.safetensors", "tokenizer*.json", "vocab.json", "merges.txt", "README.md", "LICENSE*"]
@@ -652,7 +733,7 @@ def locate(
 
 def _is_id(where): return re.fullmatch(r"[\w.-]+/[\w.-]+", str(where)) is not None and not resolve(where).parent.is_dir()
 
-# %% ../../nbs/06_checkpoint.ipynb #4ba2dd86
+# %% ../../nbs/06_checkpoint.ipynb #282f9a63
 @contextmanager
 def quiet():
     "transformers reports on every load and save; inside this block it does not. Our errors say what matters."
@@ -669,7 +750,7 @@ def _show(origin):
         display(origin.coverage)
     else: print(f"{origin.where}\n{origin.coverage}", file=sys.stderr)
 
-# %% ../../nbs/06_checkpoint.ipynb #cf467edd
+# %% ../../nbs/06_checkpoint.ipynb #aaf7a459
 def _untaught(model): # why a model cannot have learned to draw, or ''
     if not model.llm2vae.weight.any(): return "'llm2vae.weight' is all zeros"
     mlps = [(l.mlp.down_proj.weight[:8], l.mlp_moe_gen.down_proj.weight[:8]) for l in model.language_model.model.layers]
@@ -694,6 +775,7 @@ def load_model(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     check_quantization(quantization, device)
     if quantization and device_map: raise ValueError("load: quantization and device_map do not go together; a quantized model fits one GPU")
+    if protocol: check_protocol(protocol)
     path, base = locate(where, revision, base)
     with quiet():
         model, processor, found, origin = {"own": _load_own, "released": _load_released}[layout(path)](path, str(where), base, protocol, clean, vision)
@@ -709,7 +791,7 @@ def load_model(
         warnings.warn(f"{where}: {why}, as before any training: this checkpoint cannot draw", stacklevel=2)
     return model.eval(), processor
 
-# %% ../../nbs/06_checkpoint.ipynb #7a559a2b
+# %% ../../nbs/06_checkpoint.ipynb #3adc6fef
 _AUTO = '''"For transformers' Auto classes: the classes are those of the installed package (pip install cooper)."
 from cooper.model.modeling import CooperConfig, CooperForConditionalGeneration
 from cooper.model.processor import CooperProcessor
@@ -731,7 +813,7 @@ def model_card(
         "```python\nimport cooper\nco = cooper.load(\"this folder\")\nco.ask(\"room.png\", \"What is closer?\", mode=\"cooperate\")\n```"
     return f"---\n{data.to_yaml()}\n---\n\n# {card.get('title', 'COOPER')}\n\n{text}\n"
 
-# %% ../../nbs/06_checkpoint.ipynb #06f2643e
+# %% ../../nbs/06_checkpoint.ipynb #426c8cbb
 def _as_trained(model, what): # refuses what has no plain weights
     if getattr(model, "hf_quantizer", None): raise NotBuilt(f"{what}: a quantized model cannot be written; load it without quantization, and write that")
 
@@ -760,7 +842,7 @@ def save_model(
 
 save_pretrained = save_model
 
-# %% ../../nbs/06_checkpoint.ipynb #51f31be9
+# %% ../../nbs/06_checkpoint.ipynb #dec55f75
 def _released_json(model): # file name -> what it holds
     c, v = model.config, model.config.vae_config
     sides = dict(max_latent_size=c.max_latent_size, vit_max_num_patch_per_side=c.vit_max_num_patch_per_side)
@@ -784,7 +866,7 @@ def _released_state(model, tables): # the two weight files: name -> tensor
     weights |= {n: tables.get(n, sincos_2d(side, c.text_config.hidden_size)).clone() for n, side in sides.items()} # of one size they would be one tensor
     return weights, released_vae_names({k[4:]: v for k, v in state.items() if k.startswith("vae.")}, len(c.vae_config["block_out_channels"]))
 
-# %% ../../nbs/06_checkpoint.ipynb #3392a2ec
+# %% ../../nbs/06_checkpoint.ipynb #5ded4997
 def export_released(
     model: CooperForConditionalGeneration,
     processor: CooperProcessor,
@@ -809,7 +891,7 @@ def export_released(
         save_file(cast(outside, "F32"), aside / "ae.safetensors", metadata={"format": "pt"})
     return resolve(folder)
 
-# %% ../../nbs/06_checkpoint.ipynb #3021b762
+# %% ../../nbs/06_checkpoint.ipynb #10e490bd
 _PART = re.compile(r"(?P<archive>.+\.(?:tar\.gz|tgz|tar))(?:[._-]part[._-]?(?P<tag>\d+|[a-z]{1,6})|(?!(?<=\.tar)\.xz)[._-](?P<bare>\d+|[a-z]{2}))?$")
 
 def _after(tag): # what may follow a tag, as GNU split counts: one more, or with more letters
@@ -839,7 +921,7 @@ def _in_order(folder, archive, tagged):
         raise ValueError(f"{folder}: {archive}: part {' or '.join(map(repr, sorted(_after(a))))} is missing between '{a}' and '{b}'")
     return [p for _, p in tagged]
 
-# %% ../../nbs/06_checkpoint.ipynb #78c33ebf
+# %% ../../nbs/06_checkpoint.ipynb #aef4782a
 def _digest(path, git=False): # SHA-256, or git's name of a file
     if git:
         h = hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
@@ -864,7 +946,7 @@ def check_sizes(parts: list[Path]):
             most = f"{'at most ' if p is parts[-1] else ''}{usual:,}, as the other parts" if usual else "some"
             raise ValueError(f"{p}: {n:,} bytes; expected {most}: it is damaged or cut off")
 
-# %% ../../nbs/06_checkpoint.ipynb #b693688c
+# %% ../../nbs/06_checkpoint.ipynb #499ee9dd
 @dataclass(frozen=True)
 class Limits:
     "What an archive may grow to."
@@ -886,19 +968,25 @@ class _Joined(io.RawIOBase):
         return n
     def close(self): self.file.close(); super().close()
 
+def _beginning(parts, n): # bytes, of as many parts as it takes
+    joined, found = _Joined(parts), b""
+    while len(found) < n and (more := joined.read(n - len(found))): found += more
+    joined.close()
+    return found
+
 class _Swelling(io.RawIOBase):
     "What comes out of the decompressor, measured against what went in."
     def __init__(self, out, joined, limits): self.out, self.joined, self.limits, self.given = out, joined, limits, 0
     def readable(self): return True
     def read(self, n=-1):
-        data = self.out.read(n)
+        data = getattr(self.out, "read1", self.out.read)(n) # no further than one part: an error is blamed on the one that is being read
         self.given += len(data)
         if self.given > self.limits.slack and self.given > self.limits.ratio * max(self.joined.taken, 1):
             raise ValueError(f"{self.given:,} bytes came out of {self.joined.taken:,}; expected at most {self.limits.ratio:g} for each: a bomb")
         if self.given > 2 * self.limits.bytes + self.limits.slack: raise ValueError(f"more than {self.limits.bytes:,} bytes come out; expected less")
         return data
 
-# %% ../../nbs/06_checkpoint.ipynb #499ee9dd
+# %% ../../nbs/06_checkpoint.ipynb #d6cb1e32
 _EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _OTHERS = (b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK") # beginnings of bzip2, xz, zstd, zip
 
@@ -909,13 +997,14 @@ class _Entry(tarfile.TarInfo):
         try: return super().fromtarfile(tar)
         except tarfile.EOFHeaderError: tar.ended = True; raise
         except tarfile.EmptyHeaderError: raise ValueError("the stream ends without the end marker of an archive") from None
-        except tarfile.HeaderError as e: raise ValueError(f"an unreadable header ({e})") from None
+        except tarfile.HeaderError as e:
+            raise ValueError(f"an unreadable header ({e}); the archive is damaged here, or its parts are not of one cut") from None
     def _proc_member(self, tar):
         if self.type in _EXTENDED and not 0 <= self.size <= 2**16: raise ValueError(f"an extended header of {self.size:,} bytes; expected at most 65,536")
         if self.size < 0: raise ValueError(f"'{self.name}' has a size of {self.size}")
         if self.type == tarfile.GNUTYPE_SPARSE: self._sparse()
         return super()._proc_member(tar)
-    def _sparse(self, *args): raise ValueError(f"'{self.name}' is a sparse file, whose size is a claim; expected plain files")
+    def _sparse(self, *args): raise ValueError(f"'{(args[0] if args else self).name}' is a sparse file, whose size is a claim; expected plain files")
     _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _sparse
 
 class _Archive:
@@ -923,17 +1012,17 @@ class _Archive:
     def __init__(self, parts, limits):
         self.parts, self.joined = parts, _Joined(parts)
         with self.blaming():
-            buffered = io.BufferedReader(self.joined, 2**18)
-            first = buffered.peek(6)[:6]
+            first = _beginning(parts, 6)
             if first.startswith(_OTHERS): raise ValueError("is bzip2, xz, zstd or zip; expected a tar, plain or gzip")
-            out = gzip.GzipFile(fileobj=buffered) if first[:2] == b"\x1f\x8b" else buffered
+            out = gzip.GzipFile(fileobj=self.joined) if first[:2] == b"\x1f\x8b" else self.joined
             self.tar = tarfile.open(fileobj=_Swelling(out, self.joined, limits), mode="r|", tarinfo=_Entry)
     @contextmanager
     def blaming(self): # whatever reading raises becomes a ValueError with the part's name
         try: yield
         except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, RecursionError, UnicodeError) as e:
             ours = isinstance(e, ValueError) and not isinstance(e, UnicodeError)
-            at = "" if ours else "; the archive is damaged here" + (", or parts after this one are missing" if self.joined.at == len(self.parts) - 1 else "")
+            here = "; the archive is damaged here" + (", or parts after this one are missing" if self.joined.at == len(self.parts) - 1 else "")
+            at = "" if ours else "; this part, or one before it, is damaged" if isinstance(e, gzip.BadGzipFile) else here
             raise ValueError(f"{self.parts[self.joined.at]}: {str(e) or type(e).__name__}{at}") from None
     def __iter__(self):
         while True:
@@ -953,7 +1042,7 @@ class _Archive:
             yield b
     def close(self): self.tar.close(); self.joined.close()
 
-# %% ../../nbs/06_checkpoint.ipynb #5c6879e7
+# %% ../../nbs/06_checkpoint.ipynb #07e90d54
 def inside(name: str, what: str = "entry") -> str: # with "/" between folders; "" is the folder itself
     "A path that stays below the folder it is unpacked to, or a ValueError."
     try: name.encode("utf-8")
@@ -985,7 +1074,10 @@ def _target(entry, path, kind): # of a link, inside the archive
         elif step not in ("", "."): base.append(step)
     return inside("/".join(base), f"target of {kind}")
 
-# %% ../../nbs/06_checkpoint.ipynb #d6cb1e32
+# %% ../../nbs/06_checkpoint.ipynb #1881971e
+def _folded(path): # equal for names that are one file on disks which tell neither cases nor forms of Unicode apart
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
+
 def survey(parts: list[Path], limits: Limits = Limits(), show_progress: bool = False) -> list[tuple]: # (kind, path, size, target)
     "Read an archive once and write nothing: its entries, or a ValueError that names part and entry."
     archive, seen, entries, total = _Archive(parts, limits), {}, [], 0
@@ -995,31 +1087,37 @@ def survey(parts: list[Path], limits: Limits = Limits(), show_progress: bool = F
             with archive.blaming():
                 kind, path = _kind_of(entry), inside(entry.name)
                 if bar is not None: bar.update(archive.joined.taken - bar.n)
-                if kind == "folder" and (not path or seen.get(path) == "folder"): continue
-                if path in seen: raise ValueError(f"{entry.name!r} is there twice, as {path!r}; expected each path once")
+                old = seen.get(key := _folded(path))
+                if kind == "folder" and (not path or old == (kind, path)): continue
+                if old: raise ValueError(f"{entry.name!r} is there twice, as {old[1]!r}{'' if old[1] == path else _ONE_NAME}; expected each path once")
                 if not path: raise ValueError(f"{entry.name!r} is a {kind} in the place of the folder itself; expected a name")
                 total += entry.size if kind == "file" else 0
                 if total > limits.bytes: raise ValueError(f"{entry.name!r} brings the total to {total:,} bytes; expected at most {limits.bytes:,}")
                 if len(entries) >= limits.files: raise ValueError(f"more than {limits.files:,} entries; expected fewer")
-                seen[path] = kind
+                seen[key] = kind, path
                 entries.append((kind, path, entry.size if kind == "file" else 0, _target(entry, path, kind) if "link" in kind else ""))
     finally: archive.close()
     if not entries: raise ValueError(f"{parts[0]}: holds nothing; expected files")
     _check_tree(parts[0], entries, seen)
     return entries
 
+_ONE_NAME = ": one name where capitals and forms of Unicode are not told apart"
+
 def _check_tree(source, entries, seen):
-    implied = {"/".join(path.split("/")[:i]) for path in seen for i in range(1, path.count("/") + 1)}
-    for path in implied:
-        kind = seen.get(path, "folder")
-        if kind != "folder": raise ValueError(f"{source}: '{path}' is a {kind} and a folder at once; what lies below it would be written through it")
+    implied = {"/".join(path.split("/")[:i]) for _, path in seen.values() for i in range(1, path.count("/") + 1)}
+    for path in sorted(implied):
+        kind, name = seen.get(_folded(path), ("folder", path))
+        if kind == "folder": continue
+        raise ValueError(f"{source}: '{name}' is a {kind} and a folder at once{'' if name == path else _ONE_NAME}; "
+                         "what lies below it would be written through it")
+    there = {path: kind for kind, path in seen.values()}
     for kind, path, _, target in entries:
-        if kind == "hardlink" and seen.get(target) != "file":
+        if kind == "hardlink" and there.get(target) != "file":
             raise ValueError(f"{source}: hardlink '{path}' leads to '{target}', which is no file of the archive")
-        if kind == "symlink" and seen.get(target, "folder" if target in implied else "") not in ("file", "folder"):
+        if kind == "symlink" and there.get(target, "folder" if target in implied else "") not in ("file", "folder"):
             raise ValueError(f"{source}: symlink '{path}' leads to '{target or '.'}', which is no file or folder of the archive")
 
-# %% ../../nbs/06_checkpoint.ipynb #f295101b
+# %% ../../nbs/06_checkpoint.ipynb #0d6e42ef
 def _marks(parts): return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in parts]
 
 def _plan(parts, aside, limits, show_progress): # the survey, once for these parts
@@ -1046,7 +1144,7 @@ def _write_files(archive, entries, into, aside, bar):
             os.replace(aside / "writing", target)
         if bar is not None: bar.update(entry.size)
 
-# %% ../../nbs/06_checkpoint.ipynb #6b0846a3
+# %% ../../nbs/06_checkpoint.ipynb #7a02e18b
 def unpack(
     parts: list[Path] | str | os.PathLike, # in order; or a folder that holds the parts of one archive
     into: str | os.PathLike, # the folder that shall appear
@@ -1095,7 +1193,7 @@ def _unpack_files(parts, entries, files, aside, limits, show_progress):
         if kind == "hardlink": os.link(files / target, place)
         else: place.symlink_to(os.path.relpath(files / target, place.parent))
 
-# %% ../../nbs/06_checkpoint.ipynb #f8b82ed8
+# %% ../../nbs/06_checkpoint.ipynb #f6910d94
 SOURCES = {"bagel": (BAGEL, "model"), "cooper-amg": ("Starrrrrry/COOPER-AMG", "model"), "cooper": ("Starrrrrry/COOPER", "model"),
            "train-set": ("Starrrrrry/COOPER_Train_Set", "dataset")}
 
@@ -1138,7 +1236,7 @@ def _go_on(repo, kind, commit, name, aside, size):
 
 def _existing(folder): return next(p for p in (folder, *folder.parents) if p.exists())
 
-# %% ../../nbs/06_checkpoint.ipynb #01e25436
+# %% ../../nbs/06_checkpoint.ipynb #5571eeee
 def download(
     what: str, # one of `SOURCES`, or a hub id of a model
     into: str | os.PathLike | None = None, # default: a folder of its name below data/downloads
@@ -1163,7 +1261,7 @@ def download(
         _fetch(BAGEL, "model", None, folder.parent / BAGEL.split("/")[1], _SMALL_FILES)
     return folder
 
-# %% ../../nbs/06_checkpoint.ipynb #5571eeee
+# %% ../../nbs/06_checkpoint.ipynb #969facfe
 def main(args: list[str] | None = None) -> int: # exit status
     "The console script `cooper_download`."
     parse = argparse.ArgumentParser(prog="cooper_download", description="Fetch a released checkpoint or the training set, check and unpack it. "
@@ -1179,5 +1277,5 @@ def main(args: list[str] | None = None) -> int: # exit status
     except (ValueError, OSError) as e: print(f"cooper_download: {e}", file=sys.stderr); return 1
     return 0
 
-# %% ../../nbs/06_checkpoint.ipynb #1fe714b4
+# %% ../../nbs/06_checkpoint.ipynb #7287d99e
 if __name__ == "__main__" and "__file__" in globals(): raise SystemExit(main()) # a notebook has no __file__

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/09_engine.ipynb #9ee09143
 from __future__ import annotations
-import hashlib, math, numbers, time
+import hashlib, math, time
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 import torch
@@ -13,14 +13,14 @@ from ..core import generator, progress
 from .checkpoint import load_model, save_model, warn_if_plain
 from .modalities import decoded_picture, modality
 from .modeling import CooperForConditionalGeneration, log_probabilities
-from .processor import read_picture
+from .processor import RENORMS, check_number, check_sampler, read_picture
 from .sequence import PictureSegment, Sequence, TextSegment, pack, shift_timestep, unpatchify
 from .traces import Step, Trace, parse_turn, read_answer
 from .transformer import Cache
 
 # %% auto #0
-__all__ = ['RENORMS', 'nucleus', 'pick', 'guide', 'Sampler', 'read', 'Canvas', 'canvas', 'draw', 'decode_drawings', 'Request',
-           'Engine', 'Cooper', 'load']
+__all__ = ['nucleus', 'pick', 'guide', 'Sampler', 'read', 'Canvas', 'canvas', 'draw', 'decode_drawings', 'Request', 'Engine',
+           'Cooper', 'load']
 
 # %% ../../nbs/09_engine.ipynb #fbdfcd66
 def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
@@ -39,20 +39,6 @@ def pick(logp_BV: Tensor, temperature: float, top_p: float, generators: list) ->
     return torch.searchsorted(cumulative, u[:, None] * cumulative[:, -1:], right=True)[:, 0].clamp(max=logp_BV.shape[-1] - 1)
 
 # %% ../../nbs/09_engine.ipynb #e1bf0e9d
-def _check(
-    name: str, value,
-    low: float, high: float = math.inf,
-    whole: bool = False, # is 1.5 wrong?
-    above: bool = False, # is `low` itself wrong?
-): # ValueError unless value is a finite number in that range
-    kind = numbers.Integral if whole else numbers.Real
-    if isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high and not (above and value == low): return
-    span = (f"above {low}" if above else f"{low} or more") + (f", at most {high}" if high < math.inf else "")
-    raise ValueError(f"{name} is {value!r}; expected a {'whole ' if whole else ''}number, {span}")
-
-# %% ../../nbs/09_engine.ipynb #7898e8d0
-RENORMS = ("global", "channel", "text_channel")
-
 def _shrink(v, to, renorm_min, per_token):
     norm = (lambda x: x.norm(dim=-1, keepdim=True)) if per_token else (lambda x: x.norm())
     return v * (norm(to) / (norm(v) + 1e-8)).clamp(renorm_min, 1.0)
@@ -67,14 +53,14 @@ def guide(
 ) -> Tensor:
     "Classifier-free guidance over text and picture for one drawing (BAGEL `_forward_flow`). At `cfg_text` 1 there is none."
     if renorm not in RENORMS: raise ValueError(f"guide: renorm is {renorm!r}; expected one of {', '.join(RENORMS)}")
-    _check("guide: cfg_text", cfg_text, 1); _check("guide: cfg_img", cfg_img, 1)
+    check_number("guide: cfg_text", cfg_text, 1); check_number("guide: cfg_img", cfg_img, 1)
     if cfg_text == 1: return v
     out = v_text + cfg_text * (v - v_text)
     if renorm == "text_channel": out = _shrink(out, v, renorm_min, True)
     if cfg_img > 1: out = v_image + cfg_img * (out - v_image)
     return out if renorm == "text_channel" else _shrink(out, v, renorm_min, renorm == "channel")
 
-# %% ../../nbs/09_engine.ipynb #97574e31
+# %% ../../nbs/09_engine.ipynb #7b0e695a
 @dataclass
 class Sampler:
     "How drawings are sampled; the defaults come from the checkpoint's protocol."
@@ -86,13 +72,8 @@ class Sampler:
     renorm: str = "global"
     renorm_min: float = 0.0
     def __post_init__(self):
-        _check("Sampler: num_timesteps", self.num_timesteps, 2, whole=True); _check("Sampler: shift", self.shift, 0, above=True)
-        _check("Sampler: cfg_text", self.cfg_text, 1); _check("Sampler: cfg_img", self.cfg_img, 1); _check("Sampler: renorm_min", self.renorm_min, 0, 1)
-        if self.renorm not in RENORMS: raise ValueError(f"Sampler: renorm is {self.renorm!r}; expected one of {', '.join(RENORMS)}")
-        if not isinstance(self.interval, (list, tuple)) or len(self.interval) != 2:
-            raise ValueError(f"Sampler: interval is {self.interval!r}; expected two timesteps, the lower one first")
-        low, high = self.interval = tuple(self.interval)
-        _check("Sampler: interval[0]", low, 0, 1); _check("Sampler: interval[1]", high, low, 1)
+        check_sampler(vars(self))
+        self.interval = tuple(self.interval)
     def times(self) -> list[float]:
         "The timesteps, from 1 to 0."
         return shift_timestep(torch.linspace(1, 0, self.num_timesteps), self.shift).tolist()
@@ -100,7 +81,7 @@ class Sampler:
         "Is there guidance at timestep t?"
         return self.cfg_text > 1 and self.interval[0] < t <= self.interval[1]
 
-# %% ../../nbs/09_engine.ipynb #62e739b9
+# %% ../../nbs/09_engine.ipynb #2d45ec89
 @torch.no_grad()
 def read(
     model: CooperForConditionalGeneration,
@@ -116,7 +97,7 @@ def read(
     ends = torch.tensor(batch.lengths, device=model.device).cumsum(0) - 1
     return hidden[ends], batch.next_positions, hidden
 
-# %% ../../nbs/09_engine.ipynb #31f7e673
+# %% ../../nbs/09_engine.ipynb #62e739b9
 @dataclass
 class Canvas:
     "A drawing in progress."
@@ -161,7 +142,7 @@ def decode_drawings(model, latents: list[Tensor]) -> list[Tensor]:
         for i, p in zip(group, model.decode_latents(torch.stack([latents[i] for i in group])).float().clamp(-1, 1).cpu()): out[i] = p
     return out
 
-# %% ../../nbs/09_engine.ipynb #599374d5
+# %% ../../nbs/09_engine.ipynb #31f7e673
 @dataclass(eq=False)
 class Request:
     "A question on its way."
@@ -196,7 +177,7 @@ class Request:
         "The generator of the next drawing's noise."
         return generator(*self.seed, "drawing", sum(s.kind == "draw" for s in self.steps))
 
-# %% ../../nbs/09_engine.ipynb #3fd90a62
+# %% ../../nbs/09_engine.ipynb #599374d5
 class Engine:
     "Batched interleaved generation. A request's result does not depend on its company."
     def __init__(self, model, processor, *,
@@ -206,8 +187,8 @@ class Engine:
         max_turns: int | None = None, # turns of a cooperate request; None or 0: the protocol's
         batch_size: int = 32, # requests at once
         sampler: dict | Sampler | None = None): # changes to the protocol's sampler
-        _check("Engine: temperature", temperature, 0); _check("Engine: top_p", top_p, 0, 1, above=True); _check("Engine: batch_size", batch_size, 1, whole=True)
-        for name, value in (("max_new_tokens", max_new_tokens), ("max_turns", max_turns)): _check(f"Engine: {name}", 0 if value is None else value, 0, whole=True)
+        check_number("Engine: temperature", temperature, 0); check_number("Engine: top_p", top_p, 0, 1, above=True); check_number("Engine: batch_size", batch_size, 1, whole=True)
+        for name, value in (("max_new_tokens", max_new_tokens), ("max_turns", max_turns)): check_number(f"Engine: {name}", 0 if value is None else value, 0, whole=True)
         if not isinstance(sampler, (dict, Sampler, type(None))): raise ValueError(f"Engine: sampler is {sampler!r}; expected a dict or a Sampler")
         unknown = set(sampler) - {f.name for f in fields(Sampler)} if isinstance(sampler, dict) else ()
         if unknown: raise ValueError(f"Engine: sampler has {', '.join(sorted(unknown))}; expected some of {', '.join(f.name for f in fields(Sampler))}")
@@ -247,7 +228,7 @@ class Engine:
         finally: self.model.train(was)
         return [self._trace(r) for r in requests]
 
-# %% ../../nbs/09_engine.ipynb #54727f48
+# %% ../../nbs/09_engine.ipynb #3fd90a62
 from fastcore.basics import patch
 
 @patch
@@ -300,7 +281,7 @@ def _next(self: Engine, r: Request):
     r.ids, r.logprobs, r.opened = list(begin.ids), [math.nan] * len(begin.ids), len(begin.ids)
     r.pending.append(begin)
 
-# %% ../../nbs/09_engine.ipynb #7d2752a8
+# %% ../../nbs/09_engine.ipynb #54727f48
 @patch
 def _read(self: Engine, active):
     waiting = [r for r in active if r.pending]
@@ -308,7 +289,7 @@ def _read(self: Engine, active):
     last, positions, _ = read(self.model, self.cache, [r.slot for r in waiting], [Sequence(r.pending) for r in waiting], [r.position for r in waiting])
     for r, p, logits in zip(waiting, positions, self.model.language_model.lm_head(last)): r.position, r.pending, r.logits = p, [], logits
 
-# %% ../../nbs/09_engine.ipynb #633722ad
+# %% ../../nbs/09_engine.ipynb #7d2752a8
 @patch
 def _write(self: Engine, writers):
     writing = list(writers)
@@ -323,7 +304,7 @@ def _write(self: Engine, writers):
         for r in writing: r.pending = [TextSegment((r.ids[-1],))]
         self._read(writing)
 
-# %% ../../nbs/09_engine.ipynb #57f669a8
+# %% ../../nbs/09_engine.ipynb #633722ad
 @patch
 def _close(self: Engine, r: Request):
     truncated = r.ids[-1] != self.processor.eos
@@ -341,7 +322,7 @@ def _close(self: Engine, r: Request):
         r.wants, r.pending = turn.request, [TextSegment(rest)] # the end token is read before the drawing begins
     else: r.done, r.finished = True, not truncated and read_answer(text, r.mode)[0] is not None
 
-# %% ../../nbs/09_engine.ipynb #ab222ef5
+# %% ../../nbs/09_engine.ipynb #57f669a8
 @patch
 def _draw(self: Engine, drawers):
     if not drawers: return
@@ -394,7 +375,7 @@ def _trace(self: Engine, r: Request) -> Trace:
     return Trace(mode=r.mode, question=r.question, pictures=r.pictures, steps=r.steps, sequence=Sequence(r.history),
                  tokens=sum(sum(s.sampled) for s in r.steps if s.kind == "write"), seconds=r.seconds, finished=r.finished)
 
-# %% ../../nbs/09_engine.ipynb #33007446
+# %% ../../nbs/09_engine.ipynb #ab222ef5
 class Cooper:
     "A loaded checkpoint: ask it about pictures, or let it draw."
     def __init__(self, model, processor): self.model, self.processor = model, processor
@@ -445,7 +426,7 @@ def load(
     return Cooper(*load_model(where, dtype, device=device, quantization=quantization, revision=revision, base=base, device_map=device_map,
                               released=as_released, show=show))
 
-# %% ../../nbs/09_engine.ipynb #ed82cab5
+# %% ../../nbs/09_engine.ipynb #33007446
 @patch
 def perceive(self: Engine, pictures: list, name: str, seeds: list[tuple], show_progress: bool = False) -> list:
     "Maps of one modality for many pictures."

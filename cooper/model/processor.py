@@ -4,7 +4,7 @@
 
 # %% ../../nbs/05_processor.ipynb #23c25f3f
 from __future__ import annotations
-import copy, os
+import copy, math, numbers, os
 from dataclasses import dataclass
 import numpy as np, torch
 from PIL import Image
@@ -15,8 +15,9 @@ from .sequence import PictureSegment, Sequence, TextSegment
 
 # %% auto #0
 __all__ = ['MAX_AREA', 'COOPERATE_SYSTEM', 'PERCEIVE_SYSTEM', 'REASON_SYSTEM', 'REFLECTION', 'RELEASED_PROTOCOL',
-           'RELEASED_SAMPLERS', 'TINY_PROTOCOL', 'TOKENS', 'QWEN2_SPLIT', 'Resize', 'to_rgb', 'read_picture',
-           'to_pixels', 'as_released', 'tiny_protocol', 'check_protocol', 'CooperProcessor', 'atoms', 'train_tokenizer']
+           'RELEASED_SAMPLERS', 'TINY_PROTOCOL', 'RENORMS', 'TOKENS', 'QWEN2_SPLIT', 'Resize', 'to_rgb', 'read_picture',
+           'to_pixels', 'as_released', 'tiny_protocol', 'check_number', 'check_sampler', 'check_protocol',
+           'CooperProcessor', 'atoms', 'train_tokenizer']
 
 # %% ../../nbs/05_processor.ipynb #66678a57
 MAX_AREA = 14 * 14 * 9 * 1024 # pixels
@@ -161,6 +162,35 @@ def tiny_protocol(
     return protocol
 
 # %% ../../nbs/05_processor.ipynb #e6f31715
+def check_number(
+    name: str, value,
+    low: float, high: float = math.inf,
+    whole: bool = False, # is 1.5 wrong?
+    above: bool = False, # is `low` itself wrong?
+):
+    "ValueError unless value is a finite number in that range."
+    kind = numbers.Integral if whole else numbers.Real
+    number = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    if number and low <= value <= high and not (above and value == low): return
+    span = (f"above {low}" if above else f"{low} or more") + (f", at most {high}" if high < math.inf else "")
+    raise ValueError(f"{name} is {value!r:.80}; expected a {'whole ' if whole else ''}number, {span}")
+
+RENORMS = ("global", "channel", "text_channel") # over what the length of a guided velocity is measured
+
+def check_sampler(
+    sampler: dict, # all of the settings of `RELEASED_PROTOCOL["sampler"]`
+    name="Sampler: {}".format, # how messages call a setting
+):
+    "ValueError for a setting of drawing that cannot be."
+    for k, low, how in (("num_timesteps", 2, dict(whole=True)), ("shift", 0, dict(above=True)), ("cfg_text", 1, {}), ("cfg_img", 1, {}),
+                        ("renorm_min", 0, dict(high=1))): check_number(name(k), sampler[k], low, **how)
+    if sampler["renorm"] not in RENORMS: raise ValueError(f"{name('renorm')} is {sampler['renorm']!r:.80}; expected one of {', '.join(RENORMS)}")
+    interval = sampler["interval"]
+    if not isinstance(interval, (list, tuple)) or len(interval) != 2:
+        raise ValueError(f"{name('interval')} is {interval!r:.80}; expected two timesteps, the lower one first")
+    check_number(name("interval[0]"), interval[0], 0, 1); check_number(name("interval[1]"), interval[1], interval[0], 1)
+
+# %% ../../nbs/05_processor.ipynb #5dd26096
 _KINDS = {dict: "an object", str: "words", int: "a whole number above 0"}
 
 def check_protocol(protocol: dict) -> dict:
@@ -174,24 +204,37 @@ def check_protocol(protocol: dict) -> dict:
     missing += [f"{k}.{m}" for k in ("system", "views") for m in MODES if k in protocol and m not in protocol[k]]
     missing += [f"sampler.{k}" for k in RELEASED_PROTOCOL["sampler"] if "sampler" in protocol and k not in protocol["sampler"]]
     if missing: raise ValueError(f"protocol lacks {', '.join(missing)}")
-    unknown = set(protocol["sampler"]) - set(RELEASED_PROTOCOL["sampler"])
-    if unknown: raise ValueError(f"protocol: 'sampler' has {', '.join(sorted(unknown))}; expected {', '.join(RELEASED_PROTOCOL['sampler'])}")
+    _check_samplers(protocol)
+    for place in ("system", "views", "opening", "prefix"):
+        unknown = [m for m in protocol[place] if m not in MODES]
+        if unknown: raise ValueError(f"protocol: {place!r} has {unknown!r:.80}; expected some of {', '.join(MODES)}")
     for place in ("system", "opening", "prefix"):
         for mode, words in protocol[place].items():
             if not isinstance(words, str) and words is not None: raise ValueError(f"protocol: '{place}.{mode}' is {words!r:.80}; expected words")
-    for place, views in protocol["views"].items():
-        if not views or set(views) - {"clean", "vision"}:
-            raise ValueError(f"protocol: 'views.{place}' is {views!r}; expected some of 'clean', 'vision'")
     modalities = read_modalities(protocol["modalities"])
+    seen = {f"views.{m}": v for m, v in protocol["views"].items()}
+    seen |= {f"modalities.{m}.views": o["views"] for m, o in modalities.items() if "views" in o}
+    for place, views in seen.items():
+        if not isinstance(views, (list, tuple)) or not views or not all(v in ("clean", "vision") for v in views):
+            raise ValueError(f"protocol: '{place}' is {views!r:.80}; expected some of 'clean', 'vision'")
     near, far = (modalities.get("depth", {}).get(k, usual) for k, usual in (("near", 0.0), ("far", 1.0)))
-    if not all(isinstance(x, (int, float)) for x in (near, far)) or not near < far:
+    if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in (near, far)) or not near < far:
         raise ValueError(f"protocol: 'modalities.depth' has near {near!r} and far {far!r}; expected two numbers, the smaller one first")
     for name, rgb in modalities.get("segmentation", {}).get("palette", {}).items():
         if not isinstance(rgb, (list, tuple)) or len(rgb) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in rgb):
             raise ValueError(f"protocol: 'modalities.segmentation.palette' gives {name!r} the colour {rgb!r:.80}; expected three whole numbers of 0 to 255")
     return protocol | {"modalities": modalities}
 
-# %% ../../nbs/05_processor.ipynb #d722c780
+def _check_samplers(protocol): # the one that every protocol has, and those of `as_released`
+    samplers = protocol.get("samplers", {})
+    if not isinstance(samplers, dict): raise ValueError(f"protocol: 'samplers' is {samplers!r:.80}; expected an object")
+    for place, s in (("sampler", protocol["sampler"]), *((f"samplers.{what}", s) for what, s in samplers.items())):
+        if not isinstance(s, dict): raise ValueError(f"protocol: '{place}' is {s!r:.80}; expected an object")
+        unknown = set(s) - set(RELEASED_PROTOCOL["sampler"])
+        if unknown: raise ValueError(f"protocol: '{place}' has {', '.join(sorted(unknown))}; expected {', '.join(RELEASED_PROTOCOL['sampler'])}")
+        check_sampler(protocol["sampler"] | s, f"protocol: '{place}.{{}}'".format)
+
+# %% ../../nbs/05_processor.ipynb #b6808eae
 TOKENS = {"bos": "<|im_start|>", "eos": "<|im_end|>", # names in Qwen's vocabulary
           "start_of_image": "<|vision_start|>", "end_of_image": "<|vision_end|>"}
 
@@ -227,7 +270,7 @@ class CooperProcessor(ProcessorMixin):
         if self.eos in ids: ids = ids[:ids.index(self.eos)]
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-# %% ../../nbs/05_processor.ipynb #78a0baa7
+# %% ../../nbs/05_processor.ipynb #fb4627ad
 from fastcore.basics import patch
 
 @patch
@@ -245,7 +288,7 @@ def text(self: CooperProcessor,
     if not open: ids.append(self.eos); flags.append(bool(parts and parts[-1][1]))
     return TextSegment(tuple(ids), tuple(flags))
 
-# %% ../../nbs/05_processor.ipynb #bdc3a87e
+# %% ../../nbs/05_processor.ipynb #f1491d8b
 @patch
 def fit(self: CooperProcessor, picture) -> Image.Image:
     "The picture (or file) in RGB, at the size in which the model draws."
@@ -265,7 +308,7 @@ def picture(self: CooperProcessor,
     segments = [PictureSegment(pixels.get(v, to_pixels(fitted)), v) for v in ("noised", "clean", "vision") if v in views]
     return [PictureSegment(s.pixels, s.view, learn_start=learn_start and i == 0) for i, s in enumerate(segments)]
 
-# %% ../../nbs/05_processor.ipynb #c774ae71
+# %% ../../nbs/05_processor.ipynb #adcb1796
 @patch
 def prompt(self: CooperProcessor,
     mode: str, # direct, reason, perceive or cooperate
@@ -285,10 +328,10 @@ def reflection(self: CooperProcessor) -> TextSegment:
     "The turn that follows a drawing."
     return self.text(self.protocol["reflection"])
 
-# %% ../../nbs/05_processor.ipynb #f8c16a17
+# %% ../../nbs/05_processor.ipynb #2d065080
 AutoProcessor.register(CooperConfig, CooperProcessor, exist_ok=True)
 
-# %% ../../nbs/05_processor.ipynb #57650bc6
+# %% ../../nbs/05_processor.ipynb #d3d0d6a6
 QWEN2_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 
 def atoms() -> list[str]:
