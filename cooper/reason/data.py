@@ -249,9 +249,8 @@ def grounding(
     "Two lessons in looking: every object from left to right, and one question for each object that can be named."
     rng = np.random.default_rng(seed_for("grounding", seed, facts["scene_id"]))
     asked = referable(facts)
-    listed = sorted(facts["objects"], key=lambda o: o["pixel"][0])
     where = [(f"Where is the {name(asked[i])}?", described(asked[i]) + ".") for i in rng.permutation(len(asked))]
-    return [[("Which objects are there?", (". ".join(map(described, listed)) or "none") + ".")]] + ([where] if where else [])
+    return [[("Which objects are there?", scan(facts, ("relation", "depth", "size")) + ".")]] + ([where] if where else [])
 
 # %% ../../nbs/21_reasoning_data.ipynb #7b4ef3a5
 class ScenePictures:
@@ -609,14 +608,14 @@ def retelling_rows(
     seed: int=0,
     protocol: dict=None,     # of the checkpoint to be trained
 ):                           # yields rows as `sft_rows` does, of kind 'retelling' and without pictures
-    "Lessons in finding: the scan of an imagined room is given, the same objects in another order are learned."
+    "Lessons in finding: the scan of an imagined room is given, the same objects in any order are learned."
     system, kinds = (protocol or {}).get("system", {}).get("reason"), [k for k in SCAN if SCAN[k]]
     for n in range(rows):
         rng = np.random.default_rng(seed_for("retelling", seed, n))
         facts, measures = imagined(rng), SCAN[kinds[n % len(kinds)]]
         again = [facts["objects"][i] for i in rng.permutation(len(facts["objects"]))]
-        item = _text(", ".join(reading(o, measures) for o in again) + ".", learn=True, prefix=f"<think>{scan(facts, measures)}. ")
-        yield dict(interleaved_reason=[*([_text(system)] if system else []), item], mode="reason", kind="retelling", data_id=f"{n}-retelling")
+        said = ", ".join(reading(o, measures) for o in again) + "."
+        yield dict(interleaved_reason=[*([_text(system)] if system else []), _text(f"{scan(facts, measures)}."), _text(said, learn=True)], mode="reason", kind="retelling", data_id=f"{n}-retelling")
 
 # %% ../../nbs/21_reasoning_data.ipynb #8d3053df
 def vocabulary_texts(
