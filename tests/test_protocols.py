@@ -278,13 +278,13 @@ def test_tables_refuse_what_cannot_be_compared_and_count_by_hand(tmp_path):
     exam = scene_exam(benchmark("scenes", count=20))
     def know(share): # asked in the exam's order
         turn = iter(range(99))
-        return lambda p, q, s: exam.items[n].answer if (n := next(turn)) % share == 0 else "no idea"
+        return lambda p, q, s: exam.items[n].said if (n := next(turn)) % share == 0 else "no idea"
     a, b = (score(exam, collect(exam, Plain(n, know(k)), tmp_path/"r.jsonl")) for n, k in (("all", 1), ("half", 2)))
     row = results([a, b]).rows[1]
     assert row["score"].value == .5 and row["valid"] == .5 and row["rule"] == 20 and row["unjudged"] == 0
     change = paired(b, a).rows[-1]
     assert (change["better"], change["worse"], change["difference"].value) == (10, 0, .5) and change["p"] == pytest.approx(2/1024)
-    assert details(a).rows[0]["n"] == 20
+    assert details(a).rows[0]["n"] == 20 and [r["score1"].value for r in details(a, b).rows][0] == .5
     with pytest.raises(ValueError, match="different protocols"): results([a, score(exam, b.rows, rules="published")])
     with pytest.raises(ValueError, match="different protocols"): paired(a, score(exam, b.rows, rules="published"))
     with pytest.raises(ValueError, match="records of 2 answerers"): score(exam, a.rows + b.rows)
@@ -296,7 +296,7 @@ def test_pass_at_k_and_sign_test_by_hand(tmp_path):
     with pytest.raises(ValueError, match="pass@4 of 3"): pass_at_k(3, 1, 4)
     assert sign_test(8, 2) == pytest.approx(2*(1 + 10 + 45)/1024) and sign_test(0, 0) == 1.
     exam = scene_exam(benchmark("scenes", count=5)); turn = []
-    s = score(exam, collect(exam, Plain("a", lambda p, q, x: next(i for i in exam.items if i.prompt == q).answer if turn.append(1) or len(turn) % 2 else "?"), tmp_path/"r.jsonl", samples=2))
+    s = score(exam, collect(exam, Plain("a", lambda p, q, x: next(i for i in exam.items if i.prompt == q).said if turn.append(1) or len(turn) % 2 else "?"), tmp_path/"r.jsonl", samples=2))
     assert [r["score"].value for r in passes(s).rows] == [.5, 1.] and passes(s).rows[1]["chance"] > passes(s).rows[0]["chance"]
 
 

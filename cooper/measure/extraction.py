@@ -200,11 +200,11 @@ The question stands between the lines {mark} QUESTION, the reply between the lin
 
 Write {form}, and nothing else. If the reply gives no answer, gives more than one, or you cannot tell which, write NONE."""
 
-FORMS = dict(letter="the letter of the option that the reply gives", yes_no="Yes or No", integer="the whole number that the reply gives, in digits", mra="the number that the reply gives, in digits",
+FORMS = dict(letter="the letter of the option that the reply gives", choice="the letter of the option that the reply gives in its own words", yes_no="Yes or No", integer="the whole number that the reply gives, in digits", mra="the number that the reply gives, in digits",
              mra_vsi="the number that the reply gives, in digits", factor="the length that the reply gives as (number, unit), such as (1.5, m)")
 
 def _asked(item): # the question with its options, once
-    shown = "\n".join(f"{chr(65 + n)}. {o}" for n, o in enumerate(item.options) if o and o not in item.question)
+    shown = "\n".join(f"{chr(65 + n)}. {o}" for n, o in enumerate(item.options) if o and (item.rule == "choice" or o not in item.question))
     return item.question + (f"\n{shown}" if shown else "")
 
 def guarded_prompt(item: Item, reply: str) -> str:
@@ -218,7 +218,7 @@ def published_prompt(item: Item, reply: str) -> str:
     "SIBench's, Q-Spatial's or MM-Vet's own prompt, by the item's rule."
     fill = lambda template, **more: re.sub(r"\{(question|prediction|answer)\}", lambda m: ({"question": _asked(item), "prediction": after_thoughts(reply)} | more)[m[1]], template)
     if item.rule == "grade": return fill(MMVET, answer=item.answer.replace("<AND>", " <AND> ").replace("<OR>", " <OR> "), prediction=after_thoughts(reply))
-    return fill(dict(letter=SIBENCH_MCQ, yes_no=SIBENCH_YN, factor=QSPATIAL).get(item.rule, SIBENCH_NUMBER))
+    return fill(dict(letter=SIBENCH_MCQ, choice=SIBENCH_MCQ, yes_no=SIBENCH_YN, factor=QSPATIAL).get(item.rule, SIBENCH_NUMBER))
 
 VARIANTS = ("guarded", "published")
 
@@ -256,7 +256,7 @@ def _grade_said(text, item):
     m = re.fullmatch(r"\s*(0(?:\.\d+)?|1(?:\.0+)?)\s*\|?\s*", text)
     return Reading("value", m[1]) if m else None
 
-_SAID = dict(letter=_letter_said, yes_no=_word_said, integer=_number_said, mra=_number_said, mra_vsi=_number_said, factor=_length_said, grade=_grade_said)
+_SAID = dict(letter=_letter_said, choice=_letter_said, yes_no=_word_said, integer=_number_said, mra=_number_said, mra_vsi=_number_said, factor=_length_said, grade=_grade_said)
 
 def read_judge(item: Item, text: str | None, judge: str) -> Reading:
     "What a judge's reply says about an answer."

@@ -291,7 +291,7 @@ def judge(
 
 # %% ../../nbs/22_answers.ipynb #5d87dc0a
 OUTCOMES = ("value", "none", "ambiguous", "unjudged")
-SORTS = ("letter", "yes_no", "number", "list", "text")   # what a question may ask for
+SORTS = ("letter", "choice", "yes_no", "number", "list", "text")   # what a question may ask for; choice: an option that was shown without a letter
 
 @dataclass(frozen=True)
 class Reading:
@@ -386,6 +386,13 @@ def _read_letter(text, options):
     if not seen: return Reading("none", why="it names no option")
     return Reading("ambiguous", why=f"it names {seen[0]}, and denies or doubts") if _DOUBT.search(plain(text)) else _found(seen[0])
 
+def _read_choice(text, options): # the options were shown without letters: only their words name them
+    i = choose(text, options, letters=False)
+    if i is not None: return _found(chr(65 + i))
+    meant = [options[j] for j in _mentioned(normalise(text), [normalise(o) for o in options])]
+    if len(meant) > 1: return _several(meant)
+    return Reading("ambiguous", why=f"it names {meant[0]}, and denies or doubts") if meant else Reading("none", why="it names no option in words")
+
 def _read_yes_no(text, options):
     said = yes_no(text) if normalise(text) else None
     if said is None and normalise(text) in ("y", "n"): said = normalise(text) == "y"
@@ -439,7 +446,7 @@ def _read_list(text, options):
 def _read_text(text, options):
     return _found(text.strip()) if normalise(text) and len(text.split()) <= 12 else Reading("none", why="it is too long for an answer" if normalise(text) else "it is empty")
 
-_READERS = dict(zip(SORTS, (_read_letter, _read_yes_no, _read_number, _read_list, _read_text)))
+_READERS = dict(zip(SORTS, (_read_letter, _read_choice, _read_yes_no, _read_number, _read_list, _read_text)))
 
 # %% ../../nbs/22_answers.ipynb #20bc8983
 def _read_place(texts, sort, options, more, lenient) -> Reading: # lenient: one readable text of several will do
@@ -454,12 +461,13 @@ def _read_place(texts, sort, options, more, lenient) -> Reading: # lenient: one 
 def read(
     reply: str|None,          # a model's reply, thoughts included
     sort: str,                # one of `SORTS`
-    options: tuple=(),        # letter: texts of the options, in order; the first is A. Empty texts: only letters are known
+    options: tuple=(),        # letter, choice: texts of the options, in order; the first is A. Empty texts: only letters are known
     ranges: str="refuse",     # number: '2-3 m' is ambiguous; 'middle' takes 2.5 m, as the Q-Spatial extractor does
 ) -> Reading:
     "What a reply answers, by rules: a value, none, or ambiguous."
     if sort not in SORTS: raise ValueError(f"sort is {sort!r}; expected one of {', '.join(SORTS)}")
     if ranges not in ("refuse", "middle"): raise ValueError(f"ranges is {ranges!r}; expected refuse or middle")
+    if sort == "choice" and not options: raise ValueError("read: a choice has options; got none")
     if not isinstance(reply, str) or not after_thoughts(reply): return Reading("none", why="nothing is said outside the thoughts")
     more, doubt = dict(ranges=ranges) if sort == "number" else {}, None
     for where, texts in places(reply):
@@ -469,7 +477,7 @@ def read(
         if where == "statement" and got.outcome == "ambiguous": break # it stated two things: no weaker place may overrule that
     return Reading("none", why="nothing is said") if doubt is None else doubt
 
-# %% ../../nbs/22_answers.ipynb #96f564e0
+# %% ../../nbs/22_answers.ipynb #eb7f0ea7
 _MARKED = re.compile(r"(?:^|(?<=[\s,;?:(]))[(\[]?([A-Z])(?:[)\]][.:]?|[.:](?!\w))\s*", re.M)
 
 def inline_options(question: str) -> tuple: # texts; () if the question shows none
@@ -487,7 +495,7 @@ def inline_options(question: str) -> tuple: # texts; () if the question shows no
     last = texts[-1].strip().split("\n")[0]
     return tuple(t.strip(" \n\t,;") for t in [*texts[:-1], last])
 
-# %% ../../nbs/22_answers.ipynb #98812a71
+# %% ../../nbs/22_answers.ipynb #fee48e87
 THRESHOLDS = tuple((10 - i)/20 for i in range(10))   # allowed relative errors: 0.50, 0.45, ..., 0.05
 
 def mean_relative_accuracy(
