@@ -1,5 +1,5 @@
 "One table for checkpoints, local and hosted models; evaluations that are killed and go on with other processes; what must not be compared."
-import csv, json, os
+import os
 
 import pytest
 
@@ -7,9 +7,9 @@ from cooper.core import read_jsonl
 from cooper.measure.benchmarks import benchmark, grid, save_tables
 from cooper.measure.evaluation import (EvalParameters, answers, changes, constant_guesses, exam_of, extractor_of, for_figure, put, put_cooper, put_model, replies, told, true_case)
 from cooper.measure.protocols import Exam, Item, plain_mean, read_item, scene_exam, scores
-from cooper.measure.records import CooperAnswers, Plain, against, collect, details, differs, holm, published, read_records, read_trace, results, score
+from cooper.measure.records import Plain, against, details, holm, published, read_records, read_trace, results
 from cooper.present.report import TraceCase, accuracy_figure, difference_figure, glance, page, telling
-from cooper.reason.hosted import Local, Rehearsal
+from cooper.reason.hosted import Rehearsal
 from pretend import Cooper
 from test_protocols import b64, mcq, tsv
 
@@ -185,3 +185,36 @@ def test_circular_options_of_a_file(tmp_path):
 
 def test_holm_by_hand():
     assert holm([.01, .04, .03, .005]) == pytest.approx([.03, .06, .06, .02]) and holm([]) == [] and holm([.9]) == [.9]
+
+
+# --- any image-text-to-text model of transformers
+
+def tiny_llava(folder): # random weights, eight words
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    words = ["<unk>", "<pad>", "<eos>", "<image>", "left", "right", "2", "3"]
+    tokenizer = Tokenizer(models.WordLevel({w: n for n, w in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="<eos>", additional_special_tokens=["<image>"])
+    small = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlavaForConditionalGeneration(LlavaConfig(vision_config=CLIPVisionConfig(image_size=28, patch_size=14, projection_dim=16, **small).to_dict(), text_config=LlamaConfig(vocab_size=8, num_key_value_heads=2, **small).to_dict(), image_token_index=3))
+    template = "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }} {% endif %}{% endfor %}{% endfor %}"
+    processor = LlavaProcessor(CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}), tokenizer, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=template)
+    model.save_pretrained(folder); processor.save_pretrained(folder)
+    return folder
+
+
+def test_a_transformers_model_stands_in_the_table(tmp_path):
+    folder = tiny_llava(tmp_path/"llava")
+    p = parameters(tmp_path, checkpoints=[], others=[f"llava=hf:{folder}"], questions=5, max_tokens=3)
+    exam = exam_of(p)
+    (name, spec), = p.models
+    rows = put_model(p, exam, name, spec) + [put(p, exam, Plain("blind", lambda *_: "left"))]
+    table = results(rows)
+    assert [(r["model"], r["n"], r["asked"]) for r in table.rows] == [("llava", 5, 1.), ("blind", 5, 1.)] and table.rows[0]["tokens"] == 3 and table.rows[0]["seconds"] > 0
+    assert put_model(p, exam, name, spec)[0].rows == rows[0].rows # on record
+    assert against(rows).rows[0]["n"] == 5

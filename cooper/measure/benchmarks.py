@@ -21,8 +21,8 @@ from ..reason.data import KINDS, Question, place, questions
 from ..reason.hosted import weights_hash
 
 # %% auto #0
-__all__ = ['FILES', 'LATER', 'Estimate', 'bootstrap', 'Table', 'Benchmark', 'scene_questions', 'benchmark', 'traces', 'record',
-           'evaluate', 'summarise', 'grid', 'compare', 'resized_depth', 'resized_labels', 'Case', 'read_case',
+__all__ = ['FILES', 'MAPS', 'LATER', 'Estimate', 'bootstrap', 'Table', 'Benchmark', 'scene_questions', 'benchmark', 'traces',
+           'record', 'evaluate', 'summarise', 'grid', 'compare', 'resized_depth', 'resized_labels', 'Case', 'read_case',
            'mean_maps', 'Perception', 'perception', 'segmented', 'summarise_perception', 'save_tables']
 
 # %% ../../nbs/41_benchmarks.ipynb #4f4febf7
@@ -161,7 +161,8 @@ def scene_questions(
 
 # %% ../../nbs/41_benchmarks.ipynb #6acc995f
 FILES = ("sibench", "cv-bench", "blink", "mmvp", "mmbench", "3dsrbench", "q-spatial", "vsr", "sat", "vsi-bench", "clevr-cogent", "superclevr", "pixmo-count", "mm-vet")
-LATER = ("nyu", "kitti", "vkitti", "ade20k", "spar-bench", "spatialviz", "vlmevalkit", "lmms-eval")
+MAPS = ("nyu", "kitti", "vkitti", "ade20k") # depth and segments, not questions
+LATER = (*MAPS, "spar-bench", "spatialviz", "vlmevalkit", "lmms-eval")
 
 def benchmark(
     name: str = "scenes",
@@ -169,6 +170,7 @@ def benchmark(
 ) -> Benchmark:
     "A benchmark by name. NotBuilt for the known ones that this release does not have."
     if name == "scenes": return scene_questions(**options)
+    if name.lower() in MAPS: raise NotBuilt(f"reading the folder of '{name.lower()}'", "cooper.perceive.protocols measures arrays by its published protocol")
     if name.lower() in LATER: raise NotBuilt(f"benchmark '{name.lower()}'", "benchmark('scenes') asks about rendered scenes, by answer rules")
     if name.lower() in FILES: raise ValueError(f"benchmark '{name.lower()}' comes as a file of its owner; read it with cooper.measure.protocols.open_exam('{name.lower()}', file)")
     raise ValueError(f"benchmark {name!r} is unknown; expected 'scenes' (from files, by open_exam: {', '.join(FILES)}; later: {', '.join(LATER)})")

@@ -71,7 +71,7 @@ def extract(
     return lines[0] if len(lines) == 1 and len(lines[0].split()) <= SHORT else None
 
 # %% ../../nbs/22_answers.ipynb #f14725df
-_LETTER = re.compile(r"(?:(?i:the )?(?i:option|choice|answer|letter):? )?(?:[(\[<\"']\s?([A-Za-z])\s?[)\]>\"']|([A-HJ-Z])(?=[.):,;]|\s*[-–—]\s)|(I)(?=[.):])|([a-z])(?=\)\s)|"
+_LETTER = re.compile(r"(?:(?i:the )?(?i:option|choice|answer|letter):? |[选選][择擇]?[:：]?\s*)?(?:[(\[<\"']\s?([A-Za-z])\s?[)\]>\"']|([A-HJ-Z])(?=[.):,;]|\s*[-–—]\s)|(I)(?=[.):])|([a-z])(?=\)\s)|"
                      r"([A-Za-z])$)[.):,;\]]*\s*(?:[-–—]\s)?(.*)", re.S)
 
 def letter(
@@ -120,6 +120,7 @@ def digits(text: str) -> str:
     "Lower-case text with number words as digits and LaTeX fractions as a/b."
     text = re.sub(r"\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}", r"\1/\2", text)
     text = _SPELLED.sub(lambda m: _spelled(m[0]) if m[0] != "dozen" else "12", re.sub(r"\ba dozen\b", "dozen", _han(american(plain(text)))))
+    text = re.sub(r"\b(?:minus|negative) (?=\d)", "-", re.sub(r"(?<![\d.,])(\d+) \(\1\)", r"\1", text)) # three (3)
     text = re.sub(r"\b(\d+)(?: \w+)? and a half\b", lambda m: m[0].replace(" and a half", "").replace(m[1], m[1] + ".5", 1), text)
     return re.sub(rf"\b(?:a )?half (?:of )?an? (?=(?:{'|'.join(w for w in UNITS if w.isalpha())})\b)", "0.5 ", text)
 
@@ -160,7 +161,7 @@ def only_number(
     "The one number of a sentence; None if there is none, more than one, or the sentence denies or leaves it open."
     whole = parse_number(text)
     if whole: return whole
-    found = list(re.finditer(rf"(?<![\w.,/-]){_WITH_UNIT}(?![\w/%])", digits(text)))
+    found = list(re.finditer(rf"(?<![\w.,/-]){_WITH_UNIT}(?![\w/%]|,\d)", digits(text)))
     return parse_number(found[0][0]) if len(found) == 1 and not _DOUBT.search(plain(text)) else None
 
 # %% ../../nbs/22_answers.ipynb #68797427
@@ -181,7 +182,7 @@ def _same_number(a, b, rel_tol=0.):
     return close(x, y, rel_tol)
 
 # %% ../../nbs/22_answers.ipynb #43218d17
-YES, NO = {"yes", "yeah", "yep", "true", "correct"}, {"no", "nope", "false", "incorrect"}
+YES, NO = {"yes", "yeah", "yep", "true", "correct"}, {"no", "nope", "false", "incorrect", "wrong"}
 
 def yes_no(
     text: str,    # an answer
@@ -308,7 +309,7 @@ _STATED = (re.compile(r"(?:final|correct|best|right|my|the)?\s*(?:answer|choice|
                       r"(?:(?:is|are|would be|should be|must be)\b\s*[:=]?|[是为為:=]|[-–—→]\s)\s*(?:likely |probably |clearly |therefore |then |option |choice )?"
                       r"([^\n]+?)(?=[.!?](?:\s|$)|$)", re.I),
            re.compile(r"\bI(?:'d| would| will|'ll)? (?:choose|pick|select|go with|opt for|answer)(?: with)?:? ([^\n]+?)(?=[.!?](?:\s|$)|$)", re.I),
-           re.compile(r"(?:^|[.,:;!]\s|\b(?:so|thus|hence|therefore|that|option|choice|answer),? )[(\[]?([A-Z])[)\]]?,? (?:is|seems|appears|must be|would be) (?:the )?(?:most )?(?:correct|right|best|true|accurate)\b"))
+           re.compile(r"(?:^|[.,:;!]\s|\b(?:so|thus|hence|therefore|that|option|choice|answer),? )[(\[]?([A-Z])[)\]]?,? (?:is|seems|appears|must be|would be) (?:the )?(?:most )?(?:correct|right|best|true|accurate)\b(?![^.!?\n]*\b(?:but|however|though|actually|no)\b)"))
 _CUT = re.compile(r"(?:[.!;](?=\s|$)|,? (?:because|since|as the|as it|which|given that|due to)\b)")
 
 def _one(texts): return list(dict.fromkeys(t.strip() for t in texts if t and t.strip()))
