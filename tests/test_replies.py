@@ -169,6 +169,7 @@ UNSEEN_LETTERS = [
     ('Red Cube', 'A'), ('red cubes', None), ('The red cube is further than the blue ball, so: blue ball', None), ('Hmm, B?', 'B'), ('B!', 'B'),
     ("It is B, isn't it?", None)]
 UNSEEN_NUMBERS = [
+    ('the red one', None), ('The one on the left.', None), ('that one', None), ('the left one has 3 legs', '3'), ('There is only one.', '1'), ('The answer is one.', '1'), ('one', '1'), ('a total of one', '1'), ('the twenty one chairs', '21'), ('a hundred and one', '101'),
     ('3', '3'), ('three', '3'), ('There are 3 objects.', '3'), ('3.0', '3'), ('about 1.5 m', '1.5 m'), ('1,5 m', None), ('1,2,3', None), ('5 minus 2', None),
     ('minus 4 m', '-4 m'), ('negative three', '-3'), ('3 (three)', '3'), ('1,200', '1200'), ('-2', '-2'), ('minus two', '-2'), ('0', '0'), ('zero', '0'),
     ('No objects.', None), ('none', '0'), ('The answer is 4.', '4'), ('4 or 5', None), ('between 4 and 5', None), ('4-5', None), ('2 + 1 = 3', None),

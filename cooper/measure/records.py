@@ -308,7 +308,7 @@ def passes(scored: Scored, ks=(1, 2, 4, 8)) -> Table:
         luck = [items[i].chance for i in right]
         rows.append(dict(k=k, n=len(right), score=bootstrap([pass_at_k(len(c), sum(c), k) for c in right.values()], seed=scored.seed),
                          chance=None if None in luck else float(np.mean([1 - (1 - p)**k for p in luck]))))
-    return Table(rows, dict(k="k", n="questions", score="pass@k [95 %]", chance="chance %"), f"{scored.exam.name}: {' '.join(scored.name)}", "Chance: k independent guesses.")
+    return Table(rows, dict(k="k", n="questions", score="pass@k [95 %]", chance="chance %"), f"{scored.exam.name}: {' '.join(scored.name)}", f"Chance: k independent guesses. {protocol_card([scored])}")
 
 # %% ../../nbs/47_records.ipynb #8091b66f
 PUBLISHED = dict(BAGEL=(43.57, 47.52, 74.33, 72.22, 64.81), **{"BAGEL-PE": (48.25, 51.48, 72.66, 69.44, 55.41), "BAGEL-RE": (43.98, 48.51, 75.33, 77.77, 65.59),
@@ -328,8 +328,8 @@ def differs(scored: Scored) -> list: # of clauses; [] where the protocol is that
     if exam.name in SIZES and len(exam) != SIZES[exam.name]: out.append(f"{len(exam)} questions, {SIZES[exam.name]} there")
     if exam.name == "mmbench" and len(groups) != 216: out.append(f"{len(groups)} groups, 216 (MMBench_V11_MINI) there")
     if exam.name == "sibench": out.append("the paper's selection of rows is not published")
-    if exam.name == "mmvp" and "labels original" not in exam.about: out.append("corrected labels, the original ones there")
-    if "deepseek" not in scored.extractor.lower(): out.append(f"read by rules and {scored.extractor}, by DeepSeek-V3 there" if scored.extractor != "none" else "read by rules, by DeepSeek-V3 there")
+    if exam.name == "mmvp" and "labels corrected" in exam.about: out.append("corrected labels, the original ones there")
+    if "deepseek" not in scored.extractor.lower(): out.append(f"read by rules{'' if scored.extractor == 'none' else f' and {scored.extractor}'} (by DeepSeek-V3 there)")
     elif not scored.extractor.endswith("published, everything") and exam.name != "mm-vet": out.append("the judge read only some, or by another prompt")
     return out
 

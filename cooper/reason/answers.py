@@ -108,6 +108,8 @@ def _spelled(words): # 'one hundred and five' -> 105
     return str(total + part)
 
 # %% ../../nbs/22_answers.ipynb #cc721f18
+_PRONOUN = re.compile(rf"\b(?:the|this|that|which|another|each|every|an?)(?: (?!(?:is|are|was|be|of|and|hundred|thousand|{'|'.join(_TENS)})\b)\w+){{0,2}} one\b(?! (?:hundred|thousand|million))")
+
 _HAN = {c: i for i, c in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2, "兩": 2}
 
 def _han(text): # '二十三' -> '23'; anything else stays
@@ -119,7 +121,8 @@ def _han(text): # '二十三' -> '23'; anything else stays
 def digits(text: str) -> str:
     "Lower-case text with number words as digits and LaTeX fractions as a/b."
     text = re.sub(r"\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}", r"\1/\2", text)
-    text = _SPELLED.sub(lambda m: _spelled(m[0]) if m[0] != "dozen" else "12", re.sub(r"\ba dozen\b", "dozen", _han(american(plain(text)))))
+    text = _PRONOUN.sub("it", re.sub(r"\ba dozen\b", "dozen", _han(american(plain(text))))) # 'the red one' is no number
+    text = _SPELLED.sub(lambda m: _spelled(m[0]) if m[0] != "dozen" else "12", text)
     text = re.sub(r"\b(?:minus|negative) (?=\d)", "-", re.sub(r"(?<![\d.,])(\d+) \(\1\)", r"\1", text)) # three (3)
     text = re.sub(r"\b(\d+)(?: \w+)? and a half\b", lambda m: m[0].replace(" and a half", "").replace(m[1], m[1] + ".5", 1), text)
     return re.sub(rf"\b(?:a )?half (?:of )?an? (?=(?:{'|'.join(w for w in UNITS if w.isalpha())})\b)", "0.5 ", text)
