@@ -6,7 +6,7 @@ import pytest
 
 from cooper.core import NotBuilt, read_jsonl, resolve, write_jsonl
 from cooper.reason.hosted import weights_hash
-from cooper.measure.benchmarks import (_perceived, LATER, Case, Estimate, EvalParameters, Perception, benchmark, bootstrap, compare, evaluate, grid,
+from cooper.measure.benchmarks import (_perceived, LATER, Case, Estimate, Perception, benchmark, bootstrap, compare, evaluate, grid,
                                        mean_maps, perception, resized_depth, resized_labels, save_tables, segmented, summarise, summarise_perception)
 from cooper.model.modalities import MODALITIES, DepthMap, Modality, SegmentMap
 from cooper.perceive.data import read_amg
@@ -115,10 +115,6 @@ def test_bad_requests_name_what_would_be_right(tmp_path):
     with pytest.raises(ValueError, match="ask for fewer"): benchmark(count=100_000)
     with pytest.raises(ValueError, match="expected at least 5"): benchmark(count=2)
     with pytest.raises(FileNotFoundError, match="scenes.jsonl"): benchmark(folder=tmp_path)
-    with pytest.raises(ValueError, match="modes: quick"): EvalParameters(["a"], modes=("quick",))
-    with pytest.raises(ValueError, match="none given"): EvalParameters([])
-    for name in ("questions", "perception_scenes", "batch_size", "cases", "max_new_tokens"):
-        with pytest.raises(ValueError, match=f"{name} is -1; expected"): EvalParameters(["a"], **{name: -1})
 
 
 # --- asking

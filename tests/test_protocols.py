@@ -278,13 +278,13 @@ def test_tables_refuse_what_cannot_be_compared_and_count_by_hand(tmp_path):
     exam = scene_exam(benchmark("scenes", count=20))
     def know(share): # asked in the exam's order
         turn = iter(range(99))
-        return lambda p, q, s: exam.items[n].answer if (n := next(turn)) % share == 0 else "no idea"
+        return lambda p, q, s: exam.items[n].said if (n := next(turn)) % share == 0 else "no idea"
     a, b = (score(exam, collect(exam, Plain(n, know(k)), tmp_path/"r.jsonl")) for n, k in (("all", 1), ("half", 2)))
     row = results([a, b]).rows[1]
     assert row["score"].value == .5 and row["valid"] == .5 and row["rule"] == 20 and row["unjudged"] == 0
     change = paired(b, a).rows[-1]
     assert (change["better"], change["worse"], change["difference"].value) == (10, 0, .5) and change["p"] == pytest.approx(2/1024)
-    assert details(a).rows[0]["n"] == 20
+    assert details(a).rows[0]["n"] == 20 and [r["score1"].value for r in details(a, b).rows][0] == .5
     with pytest.raises(ValueError, match="different protocols"): results([a, score(exam, b.rows, rules="published")])
     with pytest.raises(ValueError, match="different protocols"): paired(a, score(exam, b.rows, rules="published"))
     with pytest.raises(ValueError, match="records of 2 answerers"): score(exam, a.rows + b.rows)
@@ -296,7 +296,7 @@ def test_pass_at_k_and_sign_test_by_hand(tmp_path):
     with pytest.raises(ValueError, match="pass@4 of 3"): pass_at_k(3, 1, 4)
     assert sign_test(8, 2) == pytest.approx(2*(1 + 10 + 45)/1024) and sign_test(0, 0) == 1.
     exam = scene_exam(benchmark("scenes", count=5)); turn = []
-    s = score(exam, collect(exam, Plain("a", lambda p, q, x: next(i for i in exam.items if i.prompt == q).answer if turn.append(1) or len(turn) % 2 else "?"), tmp_path/"r.jsonl", samples=2))
+    s = score(exam, collect(exam, Plain("a", lambda p, q, x: next(i for i in exam.items if i.prompt == q).said if turn.append(1) or len(turn) % 2 else "?"), tmp_path/"r.jsonl", samples=2))
     assert [r["score"].value for r in passes(s).rows] == [.5, 1.] and passes(s).rows[1]["chance"] > passes(s).rows[0]["chance"]
 
 
@@ -312,3 +312,59 @@ def test_a_hosted_model_answers(tmp_path):
 def test_every_owner_is_named_in_an_error():
     with pytest.raises(ValueError, match="open_exam"): benchmark("sibench")
     assert len(ascii_uppercase) == 26 and len(OWNERS) == 15
+
+
+# --- one file with everything at once, from reading to the score
+
+def test_a_hostile_file_from_reading_to_the_score(tmp_path):
+    (tmp_path/"images").mkdir(); (tmp_path/"images/two words.png").write_bytes(png("blue"))
+    letters = {c: f"thing {c}" for c in "ABCDEFGHI"}
+    rows = [si(index="10.0", type="Number", answer="0", image=b64()), si(index="11.0", type="Number", answer="-4", image="10"), si(index="12.0", type="Number_Int", answer="0", image="11.0"),
+            si(index="13.0", type="MCQ", question="Which? A. None B. 0 C. -1", answer="None", image=str([b64(), b64("blue")])), si(index="14.0", type="YN", answer="FALSE", image="", image_path="two words.png"),
+            si(index="15.0", type="MCQ", question="Which? " + " ".join(f"{c}. {t}" for c, t in letters.items()), answer="(i)", image="data:image/png;base64," + b64()), si(index="16.0", type="Number", answer="1,000", image="10")]
+    path = tsv(tmp_path/"Height.tsv", rows)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes()) # saved by a spreadsheet
+    exam = open_exam("sibench", path)
+    assert [i.id for i in exam.items] == [str(n) for n in range(10, 17)] and [len(i.pictures) for i in exam.items] == [1, 1, 1, 2, 1, 1, 1]
+    assert exam.items[2].pictures[0].hash == exam.items[0].pictures[0].hash != exam.items[4].pictures[0].hash
+    assert [i.answer for i in exam.items][3:6] == ["A", "no", "I"] and exam.items[5].chance == 1/9 and exam.items[3].options == ("None", "0", "-1")
+    said = {"10": "zero", "11": "minus four", "12": "None", "13": "none", "14": "No, it is not.", "15": "**I**", "16": "about 900"}
+    def answers(name, said): return score(exam, collect(exam, Plain(name, lambda p, q, s: next(said[i.id] for i in exam.items if i.prompt == q and len(i.pictures) == len(p) and i.id in said and said[i.id] not in done and not done.append(said[i.id]))), tmp_path/"r.jsonl"))
+    done = []
+    s = answers("right", said)
+    assert {r["id"]: r["scores"]["score"] for r in s.rows} == {"10": 1., "11": 1., "12": 1., "13": 1., "14": 1., "15": 1., "16": .8} # 100 of 1000: below 0.50 ... 0.15, eight of ten
+    done = []
+    wrong = answers("wrong", {"10": "0.1", "11": "4", "12": "1", "13": "0", "14": "No and yes", "15": "A or I", "16": "many"})
+    assert measured(wrong)["overall"] == 0. and [r["outcome"] for r in wrong.rows][4:] == ["ambiguous", "ambiguous", "none"]
+
+
+@pytest.mark.parametrize("gone", ["question", "answer", "type", "data_source", "input_type"])
+def test_a_missing_column_is_named(gone, tmp_path):
+    row = {k: v for k, v in si().items() if k != gone}
+    with pytest.raises(ValueError, match=rf"Height.tsv.*'{gone}'"): open_exam("sibench", tsv(tmp_path/"Height.tsv", [row]))
+
+
+@pytest.mark.parametrize("name, gone", [("cv-bench", "answer"), ("cv-bench", "question"), ("blink", "answer"), ("mmvp", "answer"), ("mmbench", "question"), ("vsr", "label"), ("sat", "answers"), ("q-spatial", "answer_unit"), ("mm-vet", "answer")])
+def test_a_missing_column_is_named_by_every_owner(name, gone, tmp_path):
+    whole = dict(index=0, image=b64(), question="Which?", answer="A", A="cat", B="dog", caption="The cat sits.", label=1, answers="['a', 'b']", correct_answer="a", answer_value="2", answer_unit="m", capability="rec", imagename="x", prompt="Which?", **{"Correct Answer": "A", "Question": "Which?"})
+    extra = {"answer": ("Correct Answer",), "question": ("Question", "prompt")}.get(gone, ())
+    with pytest.raises(ValueError, match="a.tsv"): open_exam(name, tsv(tmp_path/"a.tsv", [{k: v for k, v in whole.items() if k != gone and k not in extra}]))
+
+
+def test_pictures_of_two_picture_rows_are_sent_in_order(tmp_path):
+    blink = [dict(idx=f"val_{n}", sub_task="Multi-view_Reasoning", question="q", prompt="Which way?", choices=["left", "right"], answer="(A)", image_1=dict(bytes=png("red")), image_2=dict(bytes=png("blue")), image_3=None) for n in range(2)]
+    exam, seen = open_exam("blink", parquet(tmp_path/"b.parquet", blink)), []
+    collect(exam, Plain("looks", lambda p, q, s: seen.append([x.getpixel((0, 0)) for x in p]) or "A"), tmp_path/"r.jsonl")
+    assert seen == [[(255, 0, 0), (0, 0, 255)]]*2
+    rows = read_records(tmp_path/"r.jsonl")
+    assert [len(r["pictures"]) for r in rows] == [2, 2] and set(rows[0]) >= {"id", "prompt", "pictures", "reply", "trace", "seconds", "tokens", "calls", "seed", "config"}
+
+
+def test_corrected_labels_need_no_asking(tmp_path):
+    rows = [mcq(index=n, answer="A") for n in range(4)]
+    def says(p, q, s): raise AssertionError("asked again")
+    first = open_exam("mcq", tsv(tmp_path/"a.tsv", rows))
+    assert measured(score(first, collect(first, Plain("m", lambda *_: "A"), tmp_path/"r.jsonl")))["overall"] == 1.
+    rows[0]["answer"] = "B"
+    mended = open_exam("mcq", tsv(tmp_path/"a.tsv", rows))
+    assert mended.key != first.key and measured(score(mended, collect(mended, Plain("m", says), tmp_path/"r.jsonl")))["overall"] == .75

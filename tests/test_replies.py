@@ -148,3 +148,56 @@ def test_ranges(): assert [parse_range(t) for t in ("2-3 m", "between 1 and 2 fe
 def test_lists_keep_thousands(): assert parse_list("1,000 and 2,000") == ["1,000", "2,000"]
 
 def test_letters_after_h(): assert [letter(t)[0] for t in ("(Z)", "K.", "i", "I.")] == ["Z", "K", "I", "I"] and letter("I, for one") is None
+
+
+# Written after the rules were, by somebody who tried to break them. None: no value may be taken, whatever it is called.
+
+OPEN = ("red cube", "blue ball", "green cone", "none of these")
+UNSEEN_LETTERS = [
+    ('B', 'B'), ('b.', 'B'), ('**Answer:** C', 'C'), ('The correct option is (D).', 'D'), ('Answer: (B) blue ball', 'B'), ("I believe it's the green cone.", 'C'),
+    ('Option A is wrong, so the answer is B.', 'B'), ('A, because the red cube is nearest', 'A'), ('Looking at the picture, B seems right but actually C.', None),
+    ('Neither.', None), ('The answer is not A.', None), ('A or B', None), ('A and C', None), ('\\boxed{\\text{B}}', 'B'), ('$\\boxed{C}$', 'C'),
+    ('<think>It is A. No, B.</think>\n\nC', 'C'), ('<think>It must be A', None), ('<answer>B</answer>', 'B'), ('<answer> (b) </answer>', 'B'),
+    ('Final answer: **B. blue ball**', 'B'), ('{"answer": "C"}', 'C'), ('```json\n{"answer": "C"}\n```', 'C'),
+    ('The answer is B: blue ball.\n\nNote that A would be wrong.', 'B'), ('None of these', 'D'), ('A cube is closer.', None), ('E', None), ('F', None),
+    ('I cannot determine this.', None), ('答案是B', 'B'), ('选B', 'B'), ('正确答案：C', 'C'), ('Réponse : B', 'B'), ('Ⓑ', 'B'), ('Ｂ', 'B'), ('B)', 'B'), ('[B]', 'B'),
+    ('Choice: B', 'B'), ("I'd go with B.", 'B'), ("It's B", 'B'), ('B is correct.', 'B'), ('The best answer would be option C', 'C'), ('ANSWER: A', 'A'),
+    ('answer is: a', 'A'), ('The answer is (A) red cube, not (B) blue ball.', None), ('Between A and B, I pick B.', 'B'),
+    ('Step 1: look at A.\nStep 2: look at B.\nTherefore, the answer is B.', 'B'), ('**B**\n\nThe blue ball is closer since it is larger.', 'B'), ('', None),
+    ('   ', None), ('A B C D', None), ('the ball', None), ('So the final answer is $\\boxed{B}$.', 'B'), ('\\boxed{A} or \\boxed{B}', None),
+    ('<answer>A</answer> <answer>B</answer>', None), ('Answer - B', 'B'), ('Answer B', 'B'), ('(A)(B)', None), ('My answer: The blue ball (B)', 'B'), ('blue', None),
+    ('Red Cube', 'A'), ('red cubes', None), ('The red cube is further than the blue ball, so: blue ball', None), ('Hmm, B?', 'B'), ('B!', 'B'),
+    ("It is B, isn't it?", None)]
+UNSEEN_NUMBERS = [
+    ('the red one', None), ('The one on the left.', None), ('that one', None), ('the left one has 3 legs', '3'), ('There is only one.', '1'), ('The answer is one.', '1'), ('one', '1'), ('a total of one', '1'), ('the twenty one chairs', '21'), ('a hundred and one', '101'),
+    ('3', '3'), ('three', '3'), ('There are 3 objects.', '3'), ('3.0', '3'), ('about 1.5 m', '1.5 m'), ('1,5 m', None), ('1,2,3', None), ('5 minus 2', None),
+    ('minus 4 m', '-4 m'), ('negative three', '-3'), ('3 (three)', '3'), ('1,200', '1200'), ('-2', '-2'), ('minus two', '-2'), ('0', '0'), ('zero', '0'),
+    ('No objects.', None), ('none', '0'), ('The answer is 4.', '4'), ('4 or 5', None), ('between 4 and 5', None), ('4-5', None), ('2 + 1 = 3', None),
+    ('I count 2 cubes and 1 ball, so 3 in total.', None), ('approximately 70 cm', '70 cm'), ('70cm', '70 cm'), ('5 ft 4 in', '1.6256 m'), ('1/2', '0.5'),
+    ('half a metre', '0.5 meter'), ('1e3', '1000'), ('٣', '3'), ('三', '3'), ('Ⅲ', None), ('3rd', None), ('50%', None), ('\\boxed{12}', '12'), ('$12$', '12'),
+    ('twelve (12)', '12'), ('~3', '3'), ('≈ 2.5 meters', '2.5 meters'), ('x = 3', '3'), ('3!', '3'), ('The distance is 2.5 meters (8.2 feet).', None),
+    ('<think>5</think>6', '6'), ('Answer: 7 apples', '7'), ('a dozen', '12'), ('twenty-one', '21'), ('one hundred and five', '105'), ('10^2', None), ('NaN', None),
+    ('inf', None), ('3 cubes, 3 balls', None), ('I see a couple of them', None), ('+4', '4'), ('4 m²', '4 m2'), ('2.50', '2.5'), ('-0', '-0'),
+    ('The answer is: **-3**', '-3')]
+UNSEEN_YES_NO = [
+    ('Yes', 'yes'), ('No.', 'no'), ('yes, it is', 'yes'), ("No, it isn't", 'no'), ('Yes and no', None), ('True', 'yes'), ('It is true.', 'yes'),
+    ('It is not true.', None), ('not really', None), ("I don't know", None), ('y', 'yes'), ('N', 'no'), ('<answer>no</answer>', 'no'), ('The answer is yes.', 'yes'),
+    ('**No**, the ball is behind.', 'no'), ('Yes\n\nThe cube is left.', 'yes'), ('Correct.', 'yes'), ("That's incorrect", 'no'), ('是', None),
+    ('\\boxed{\\text{Yes}}', 'yes'), ('There is no cube, so no.', 'no'), ('No way', 'no'), ('Yes!', 'yes'), ('yes yes', 'yes'), ('Indeed', None),
+    ('It would be wrong to say yes', None)]
+CHOICES = [("red cube", "A"), ("The blue ball.", "B"), ("A", None), ("(B)", None), ("b", None), ("Answer: C", None), ("<answer>green cone</answer>", "C"), ("\\boxed{blue ball}", "B"), ("the red cube, not the blue ball", None),
+    ("<think>red cube</think>", None), ("<think>red cube</think>The green cone", "C"), ("red cube or blue ball", None), ("None of these", "D"), ("The answer is the blue ball", "B"), ("ball", None), ("", None), ("It's the blue ball, I think.", "B"), ("RED CUBE", "A"), ("(A) the blue ball", "B")]
+
+
+@pytest.mark.parametrize("reply,expected", UNSEEN_LETTERS)
+def test_unseen_letters(reply, expected): assert read(reply, "letter", OPEN).value == expected
+@pytest.mark.parametrize("reply,expected", UNSEEN_NUMBERS)
+def test_unseen_numbers(reply, expected): assert read(reply, "number").value == expected
+@pytest.mark.parametrize("reply,expected", UNSEEN_YES_NO)
+def test_unseen_yes_no(reply, expected): assert read(reply, "yes_no").value == expected
+@pytest.mark.parametrize("reply,expected", CHOICES)
+def test_choices_in_words(reply, expected): assert read(reply, "choice", OPEN).value == expected
+
+
+def test_a_choice_needs_its_options():
+    with pytest.raises(ValueError, match="a choice has options"): read("left", "choice")

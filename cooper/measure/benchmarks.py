@@ -7,9 +7,7 @@ from __future__ import annotations
 import html, json, re, time
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
-from pathlib import Path
 import numpy as np
-import torch
 from fastcore.basics import patch
 from PIL import Image
 from ..core import NotBuilt, file_hash, progress, read_jsonl, resolve, seed_for, write_jsonl, write_whole
@@ -23,10 +21,9 @@ from ..reason.data import KINDS, Question, place, questions
 from ..reason.hosted import weights_hash
 
 # %% auto #0
-__all__ = ['FILES', 'LATER', 'Estimate', 'bootstrap', 'Table', 'Benchmark', 'scene_questions', 'benchmark', 'traces', 'record',
-           'evaluate', 'summarise', 'grid', 'compare', 'resized_depth', 'resized_labels', 'Case', 'read_case',
-           'mean_maps', 'Perception', 'perception', 'segmented', 'summarise_perception', 'EvalParameters',
-           'save_tables']
+__all__ = ['FILES', 'MAPS', 'LATER', 'Estimate', 'bootstrap', 'Table', 'Benchmark', 'scene_questions', 'benchmark', 'traces',
+           'record', 'evaluate', 'summarise', 'grid', 'compare', 'resized_depth', 'resized_labels', 'Case', 'read_case',
+           'mean_maps', 'Perception', 'perception', 'segmented', 'summarise_perception', 'save_tables']
 
 # %% ../../nbs/41_benchmarks.ipynb #4f4febf7
 @dataclass(frozen=True, repr=False)
@@ -164,7 +161,8 @@ def scene_questions(
 
 # %% ../../nbs/41_benchmarks.ipynb #6acc995f
 FILES = ("sibench", "cv-bench", "blink", "mmvp", "mmbench", "3dsrbench", "q-spatial", "vsr", "sat", "vsi-bench", "clevr-cogent", "superclevr", "pixmo-count", "mm-vet")
-LATER = ("nyu", "kitti", "vkitti", "ade20k", "spar-bench", "spatialviz", "vlmevalkit", "lmms-eval")
+MAPS = ("nyu", "kitti", "vkitti", "ade20k") # depth and segments, not questions
+LATER = (*MAPS, "spar-bench", "spatialviz", "vlmevalkit", "lmms-eval")
 
 def benchmark(
     name: str = "scenes",
@@ -172,6 +170,7 @@ def benchmark(
 ) -> Benchmark:
     "A benchmark by name. NotBuilt for the known ones that this release does not have."
     if name == "scenes": return scene_questions(**options)
+    if name.lower() in MAPS: raise NotBuilt(f"reading the folder of '{name.lower()}'", "cooper.perceive.protocols measures arrays by its published protocol")
     if name.lower() in LATER: raise NotBuilt(f"benchmark '{name.lower()}'", "benchmark('scenes') asks about rendered scenes, by answer rules")
     if name.lower() in FILES: raise ValueError(f"benchmark '{name.lower()}' comes as a file of its owner; read it with cooper.measure.protocols.open_exam('{name.lower()}', file)")
     raise ValueError(f"benchmark {name!r} is unknown; expected 'scenes' (from files, by open_exam: {', '.join(FILES)}; later: {', '.join(LATER)})")
@@ -288,7 +287,7 @@ def grid(
     for k in kinds:
         line = {r["mode"]: r for r in mine if r["kind"] == k}
         first = next(iter(line.values()))
-        rows.append(dict(kind=k, n=first["n"], guess=max(first["chance"], first["constant"]), **{m: line[m]["accuracy"] for m in modes if m in line}))
+        rows.append(dict(kind=k, n=first["n"], guess=max(first["chance"] or 0, first["constant"]), **{m: line[m]["accuracy"] for m in modes if m in line}))
     columns = dict(kind="kind", n="n", guess="best guess %") | {m: m for m in modes}
     return Table(rows, columns, f"Accuracy {checkpoint}".strip(), "Best guess: the better of uniform and constant guessing.")
 
@@ -510,43 +509,6 @@ def summarise_perception(
     return Table(list(lines.values()), columns, "Drawings", f"Depth {how}; mean map: a model that never looks. Lower is better for AbsRel, RMSE, log10 and SILog.")
 
 # %% ../../nbs/41_benchmarks.ipynb #4223a21f
-@dataclass
-class EvalParameters:
-    "Parameters of `40_eval`."
-    checkpoints: list[str] # folders, or name=folder
-    data: str = "data/scenes/test" # folder of scenes to ask about
-    train: str = "data/scenes/train" # folder of scenes whose mean depth is the baseline; "": the mean of the other test scenes
-    questions: int = 60 # all kinds together
-    polarity: str = "plain" # or flipped
-    modes: tuple[str, ...] = MODES
-    perception_scenes: int = 24 # scenes to draw depth and segmentation of
-    max_new_tokens: int = 0 # per turn; 0: what the checkpoint says
-    batch_size: int = 32
-    cases: int = 4 # traces to show for each checkpoint
-    seed: int = 0
-    out: str = "outputs/eval"
-    def __post_init__(self):
-        least = dict(questions=1, perception_scenes=1, batch_size=1, cases=1, max_new_tokens=0)
-        low = [f"{k} is {getattr(self, k)}; expected {n} or more" for k, n in least.items() if getattr(self, k) < n]
-        if low: raise ValueError("; ".join(low))
-        unknown = [m for m in self.modes if m not in MODES]
-        if unknown or not self.modes: raise ValueError(f"modes: {', '.join(unknown) or 'none given'}; expected some of {', '.join(MODES)}")
-        if len(dict(self.named)) < len(self.checkpoints):
-            raise ValueError(f"checkpoints: two have the same name in {', '.join(self.checkpoints)}; write name=folder")
-
-# %% ../../nbs/41_benchmarks.ipynb #355e83c1
-@patch(as_prop=True)
-def device(self: EvalParameters) -> str:
-    "Where the model runs."
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-@patch(as_prop=True)
-def named(self: EvalParameters) -> list: # [(name, folder)]
-    "The checkpoints with their names."
-    pairs = [c.split("=", 1) if "=" in c else (Path(c).name, c) for c in self.checkpoints]
-    if not pairs: raise ValueError("checkpoints: none given; expected folders, comma separated")
-    return [(name.strip(), folder.strip()) for name, folder in pairs]
-
 def save_tables(out, **tables: Table) -> object: # path of results.json
     "Write tables as plain numbers below `out`."
     text = json.dumps({k: t.to_dict() for k, t in tables.items()}, indent=1)

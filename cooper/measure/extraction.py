@@ -14,8 +14,9 @@ from ..model.traces import after_thoughts
 from ..reason.answers import UNITS, Reading, parse_number
 
 # %% auto #0
-__all__ = ['SIBENCH_MCQ', 'SIBENCH_YN', 'SIBENCH_NUMBER', 'QSPATIAL', 'MMVET', 'GUARDED', 'FORMS', 'VARIANTS', 'guarded_prompt',
-           'published_prompt', 'extraction_prompt', 'read_judge', 'orders', 'Extractor', 'disagreement']
+__all__ = ['SIBENCH_MCQ', 'SIBENCH_YN', 'SIBENCH_NUMBER', 'QSPATIAL', 'MMVET', 'GUARDED', 'FORMS', 'VARIANTS', 'GRADE_AGAIN',
+           'GRADE_TRIES', 'guarded_prompt', 'published_prompt', 'extraction_prompt', 'read_judge', 'orders',
+           'Extractor', 'disagreement']
 
 # %% ../../nbs/42_extraction.ipynb #3031f54f
 SIBENCH_MCQ = """You are an AI assistant who will help me to match an answer with several options of a single-choice question. You are provided with a question, several options, and an answer, and you need to find which option is most similar to the answer. If the meaning of all options are significantly different from the answer, output Z. Your should output a single uppercase character in A, B, C, D (if they are valid options), and Z. 
@@ -200,11 +201,11 @@ The question stands between the lines {mark} QUESTION, the reply between the lin
 
 Write {form}, and nothing else. If the reply gives no answer, gives more than one, or you cannot tell which, write NONE."""
 
-FORMS = dict(letter="the letter of the option that the reply gives", yes_no="Yes or No", integer="the whole number that the reply gives, in digits", mra="the number that the reply gives, in digits",
+FORMS = dict(letter="the letter of the option that the reply gives", choice="the letter of the option that the reply gives in its own words", yes_no="Yes or No", integer="the whole number that the reply gives, in digits", mra="the number that the reply gives, in digits",
              mra_vsi="the number that the reply gives, in digits", factor="the length that the reply gives as (number, unit), such as (1.5, m)")
 
 def _asked(item): # the question with its options, once
-    shown = "\n".join(f"{chr(65 + n)}. {o}" for n, o in enumerate(item.options) if o and o not in item.question)
+    shown = "\n".join(f"{chr(65 + n)}. {o}" for n, o in enumerate(item.options) if o and (item.rule == "choice" or o not in item.question))
     return item.question + (f"\n{shown}" if shown else "")
 
 def guarded_prompt(item: Item, reply: str) -> str:
@@ -218,9 +219,11 @@ def published_prompt(item: Item, reply: str) -> str:
     "SIBench's, Q-Spatial's or MM-Vet's own prompt, by the item's rule."
     fill = lambda template, **more: re.sub(r"\{(question|prediction|answer)\}", lambda m: ({"question": _asked(item), "prediction": after_thoughts(reply)} | more)[m[1]], template)
     if item.rule == "grade": return fill(MMVET, answer=item.answer.replace("<AND>", " <AND> ").replace("<OR>", " <OR> "), prediction=after_thoughts(reply))
-    return fill(dict(letter=SIBENCH_MCQ, yes_no=SIBENCH_YN, factor=QSPATIAL).get(item.rule, SIBENCH_NUMBER))
+    return fill(dict(letter=SIBENCH_MCQ, choice=SIBENCH_MCQ, yes_no=SIBENCH_YN, factor=QSPATIAL).get(item.rule, SIBENCH_NUMBER))
 
 VARIANTS = ("guarded", "published")
+GRADE_AGAIN = "\nPredict the correctness of the answer (digit): " # added by mm-vet_evaluator.py when it asks again
+GRADE_TRIES = (0., 0., .5, 1., 1.5) # temperatures of its tries
 
 def extraction_prompt(item: Item, reply: str, variant: str = "guarded") -> str:
     "What the judge is asked. Grading (MM-Vet) has the published prompt only, since it must show the truth."
@@ -256,7 +259,7 @@ def _grade_said(text, item):
     m = re.fullmatch(r"\s*(0(?:\.\d+)?|1(?:\.0+)?)\s*\|?\s*", text)
     return Reading("value", m[1]) if m else None
 
-_SAID = dict(letter=_letter_said, yes_no=_word_said, integer=_number_said, mra=_number_said, mra_vsi=_number_said, factor=_length_said, grade=_grade_said)
+_SAID = dict(letter=_letter_said, choice=_letter_said, yes_no=_word_said, integer=_number_said, mra=_number_said, mra_vsi=_number_said, factor=_length_said, grade=_grade_said)
 
 def read_judge(item: Item, text: str | None, judge: str) -> Reading:
     "What a judge's reply says about an answer."
@@ -270,6 +273,7 @@ def read_judge(item: Item, text: str | None, judge: str) -> Reading:
 _ORDERS = re.compile(r"\b(?:ignore|disregard|forget|override)\b[^.\n]{0,40}\b(?:above|previous|prior|earlier|instructions?|prompt|rules|everything|task)\b"
     r"|\b(?:judge|grader|evaluator|extractor|examiner)\b[^.\n]{0,40}\b(?:must|should|output|write|say|give|return|mark|score)\b"
     r"|\byour output\b|\bextracted answer\s*:|\b(?:full (?:marks|score|credit)|correctness score)\b|\b(?:score|grade|mark|rate)\b[^.\n]{0,30}\b(?:1\.0|10/10|100 ?%)"
+    r"|<\|\w+\|>|\[/?INST\]|<</?SYS>>|(?:^|[.!?]\s+|\n)\s*(?:system|assistant|user|human)\s*:|\bnew instructions?\b|\b(?:output|repl(?:y|ies) with|respond with|return)\s+[\"'(]?[A-Z][\"')]?(?=\W|$)"
     r"|</?(?:system|instructions?|prompt)>|\|\s*[01](?:\.\d)?\s*(?:\||$)|^\s*=====", re.I | re.M)
 
 def orders(reply: str) -> str: # the words; '' where there are none
@@ -300,21 +304,21 @@ class Extractor:
     def __repr__(self): return f"Extractor({self.label}; {self.asked} asked, {len(self.errors)} failed)"
 
 @patch
-def _path(self: Extractor, prompt):
-    key = hashlib.sha256(json.dumps([self.name, self.max_tokens, prompt]).encode()).hexdigest()
+def _path(self: Extractor, prompt, attempt=0):
+    key = hashlib.sha256(json.dumps([self.name, self.max_tokens, prompt] + [attempt]*(attempt > 0)).encode()).hexdigest()
     return key, None if self.cache is None else self.cache/key[:2]/f"{key[:32]}.json"
 
 @patch
-def _known(self: Extractor, prompt): # a raw reply, or None
-    key, path = self._path(prompt)
+def _known(self: Extractor, prompt, attempt=0): # a raw reply, or None
+    key, path = self._path(prompt, attempt)
     if key in self.memory: return self.memory[key]
     if path is None or not path.exists(): return None
     try: return json.loads(path.read_text(encoding="utf-8"))["reply"]
     except (ValueError, KeyError, TypeError) as e: raise ValueError(f"{path}: holds no reply ({type(e).__name__}); delete it to ask again") from None
 
 @patch
-def _keep(self: Extractor, prompt, reply):
-    key, path = self._path(prompt)
+def _keep(self: Extractor, prompt, reply, attempt=0):
+    key, path = self._path(prompt, attempt)
     self.memory[key] = reply
     if path is None: return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -322,24 +326,39 @@ def _keep(self: Extractor, prompt, reply):
 
 # %% ../../nbs/42_extraction.ipynb #43a640ea
 @patch
-def _one(self: Extractor, prompt): # words, or None and an entry in `errors`
+def _one(self: Extractor, prompt, attempt=0): # words, or None and an entry in `errors`
     try: reply = self.ask(prompt)
     except Exception as e: reply, why = None, f"{type(e).__name__}: {e}" # one lost reply must not lose the others; it stays unjudged, and is told
     else: why = "no words came"
-    if isinstance(reply, str): self._keep(prompt, reply); return reply
+    if isinstance(reply, str): self._keep(prompt, reply, attempt); return reply
     self.errors.append(why.splitlines()[0][:200])
 
 @patch
-def _all(self: Extractor, prompts): # in order
+def _all(self: Extractor, prompts, attempt=0, temperature=0.): # in order; a function has no temperature
     self.asked += len(prompts)
     if not hasattr(self.ask, "ask"):
-        with ThreadPoolExecutor(self.concurrency) as pool: return list(pool.map(self._one, prompts))
+        with ThreadPoolExecutor(self.concurrency) as pool: return list(pool.map(lambda p: self._one(p, attempt), prompts))
     from cooper.reason.hosted import Chat, user
-    replies = self.ask.ask([Chat([user(p)], self.max_tokens) for p in prompts], show=False)
+    replies = self.ask.ask([Chat([user(p)], self.max_tokens, temperature, attempt if temperature else 0) for p in prompts], show=False)
     for p, r in zip(prompts, replies):
         if r.text is None: self.errors.append(r.error.splitlines()[0][:200])
-        else: self._keep(p, r.text)
+        else: self._keep(p, r.text, attempt)
     return [r.text for r in replies]
+
+@patch
+def _replies(self: Extractor, prompts, attempt=0, temperature=0.) -> dict: # prompt -> raw reply, or None
+    known = {p: self._known(p, attempt) for p in dict.fromkeys(prompts)}
+    todo = [p for p, reply in known.items() if reply is None]
+    return known | dict(zip(todo, self._all(todo, attempt, temperature))) if todo else known
+
+@patch
+def _graded(self: Extractor, items, prompts, got): # MM-Vet's owner asks again where no grade came back
+    for attempt, temperature in enumerate(GRADE_TRIES[1:], 1):
+        left = [n for n, (i, p, r) in enumerate(zip(items, prompts, got)) if i.rule == "grade" and p is not None and r.outcome == "unjudged"]
+        if not left: break
+        again = self._replies([prompts[n] + GRADE_AGAIN for n in left], attempt, temperature)
+        for n in left: got[n] = read_judge(items[n], again[prompts[n] + GRADE_AGAIN], self.name)
+    return got
 
 @patch
 def read(self: Extractor, items: list, replies: list) -> list: # of `Reading`
@@ -347,11 +366,9 @@ def read(self: Extractor, items: list, replies: list) -> list: # of `Reading`
     said = [isinstance(r, str) and bool(after_thoughts(r)) for r in replies]
     told = [orders(r) if s else "" for r, s in zip(replies, said)]
     prompts = [extraction_prompt(i, r, self.variant) if s and not o else None for i, r, s, o in zip(items, replies, said, told)]
-    known = {p: self._known(p) for p in dict.fromkeys(prompts) if p is not None}
-    todo = [p for p, reply in known.items() if reply is None]
-    if todo: known |= dict(zip(todo, self._all(todo)))
+    known = self._replies([p for p in prompts if p is not None])
     silent = lambda o: Reading("unjudged", why=f"it talks to its judge ({o!r}) and was not sent", by=self.name) if o else Reading("none", why="nothing is said outside the thoughts")
-    return [silent(o) if p is None else read_judge(i, known[p], self.name) for i, p, o in zip(items, prompts, told)]
+    return self._graded(items, prompts, [silent(o) if p is None else read_judge(i, known[p], self.name) for i, p, o in zip(items, prompts, told)])
 
 # %% ../../nbs/42_extraction.ipynb #01a771a0
 def disagreement(items: list, replies: list, readers: dict) -> Table: # readers: name -> list of `Reading`

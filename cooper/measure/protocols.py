@@ -17,11 +17,11 @@ from ..model.traces import after_thoughts
 from ..reason.answers import UNITS, Reading, choose, inline_options, letter, mean_relative_accuracy, normalise, only_number, parse_number, read
 
 # %% auto #0
-__all__ = ['RULES', 'SORT', 'SIBENCH', 'SIBENCH_ALL', 'SENTENCE_SOURCES', 'SENTENCES', 'MMVP_CORRECTED', 'QSPATIAL_SYSTEM',
-           'QSPATIAL_PROMPT', 'VSI_NUMERIC', 'OWNERS', 'UNREAD', 'Row', 'read_rows', 'RowPicture', 'listed', 'pictures',
-           'indexed', 'options_of', 'right_letter', 'Item', 'Exam', 'mcq_prompt', 'Measure', 'plain_mean', 'weighted',
-           'all_right', 'by_kind', 'tagged_length', 'read_item', 'scores', 'sibench_prompt', 'circular', 'open_exam',
-           'scene_exam']
+__all__ = ['RULES', 'SORT', 'LETTERED', 'SIBENCH', 'SIBENCH_ALL', 'SENTENCE_SOURCES', 'SENTENCES', 'MMVP_CORRECTED',
+           'QSPATIAL_SYSTEM', 'QSPATIAL_PROMPT', 'VSI_NUMERIC', 'OWNERS', 'UNREAD', 'Row', 'read_rows', 'RowPicture',
+           'listed', 'pictures', 'indexed', 'options_of', 'right_letter', 'Item', 'Exam', 'mcq_prompt', 'Measure',
+           'plain_mean', 'weighted', 'all_right', 'by_kind', 'tagged_length', 'read_item', 'scores', 'sibench_prompt',
+           'circular', 'open_exam', 'scene_exam']
 
 # %% ../../nbs/46_protocols.ipynb #2e04fe6f
 class Row(dict):
@@ -203,8 +203,10 @@ def right_letter(row: Row, options: tuple, column: str = "answer") -> str:
     raise row.fault(column, f"one of {', '.join(a for a, o in zip(ascii_uppercase, options) if o)}, or the words of one option")
 
 # %% ../../nbs/46_protocols.ipynb #e9b27d19
-RULES = ("letter", "yes_no", "integer", "mra", "mra_vsi", "factor", "grade") # how an answer is scored
-SORT = dict(letter="letter", yes_no="yes_no", integer="number", mra="number", mra_vsi="number", factor="number", grade="text") # what is read from a reply
+RULES = ("letter", "choice", "yes_no", "integer", "mra", "mra_vsi", "factor", "grade") # how an answer is scored
+SORT = dict(letter="letter", choice="choice", yes_no="yes_no", integer="number", mra="number", mra_vsi="number", factor="number", grade="text") # what is read from a reply
+
+LETTERED = ("letter", "choice") # the truth is the letter of an option; choice: the question shows the options without letters
 
 @dataclass(frozen=True, eq=False)
 class Item:
@@ -227,8 +229,13 @@ class Item:
     @property
     def chance(self) -> float | None: # None: not known
         if self.guess is not None: return self.guess
-        if self.rule == "letter": return 1/n if (n := sum(map(bool, self.options))) else None
+        if self.rule in LETTERED: return 1/n if (n := sum(map(bool, self.options))) else None
         return .5 if self.rule == "yes_no" else 0.
+    @property
+    def said(self) -> str: # what a right reply says
+        return self.say(self.answer)
+    def say(self, answer: str) -> str: # a letter means nothing where the question shows none
+        return self.options[ord(answer) - 65] if self.rule == "choice" else answer
 
 @dataclass(frozen=True, eq=False)
 class Exam:
@@ -238,6 +245,7 @@ class Exam:
     measures: object # function of [(item, {name: score} or None)] -> list of `Measure`; the first is the headline
     about: str = "" # prompt, rule, what deviates
     left_out: dict = field(default_factory=dict) # why -> how many rows
+    constants: dict = field(default_factory=dict) # id -> what a guesser says who repeats the most common answer; counted on the exam itself where it is empty
     def __len__(self): return len(self.items)
     def __repr__(self): return f"Exam({self.name}: {len(self)} questions, {len({i.kind for i in self.items})} kinds, key {self.key})"
     @property
@@ -325,7 +333,7 @@ def scores(item: Item, reading: Reading) -> dict | None: # name -> 0..1; None: n
     if reading.outcome == "unjudged": return None
     said = reading.value if reading else None
     if item.rule == "grade": return dict(score=float(said) if said is not None else 0.)
-    if item.rule == "letter": return dict(score=float(said == item.answer))
+    if item.rule in LETTERED: return dict(score=float(said == item.answer))
     if item.rule == "yes_no": return dict(score=float(said == item.answer))
     if item.rule == "integer": return dict(score=float(bool(said) and parse_number(said) is not None and parse_number(said)[0] == parse_number(item.answer)[0]))
     if item.rule == "factor": return _factors(said, item.answer)
@@ -616,9 +624,13 @@ def card(self: Exam) -> str:
     return f"{self.name} (key {self.key}): {len(self)} questions ({sorts}). {self.about} A guess is right in {chance} of the questions." + (f" {out}." if out else "")
 
 def scene_exam(bench: Benchmark) -> Exam: # of `benchmark('scenes')`
-    "Our rendered scenes in the same form: what has choices is read as one of them, counts as numbers."
+    "Our rendered scenes in the same form: what has choices is read as one of them, by its words, for no letter is shown; counts as numbers."
     def one(q):
-        index = choose(q.answer, q.choices) if q.choices else None
-        rule, answer = ("letter", ascii_uppercase[index]) if index is not None else ("integer", q.answer)
-        return Item(q.data_id, (RowPicture(q.data_id, path=bench.picture(q)),), q.question, q.question, answer, rule, tuple(q.choices) if rule == "letter" else (), q.kind, guess=q.chance)
-    return Exam("scenes", tuple(one(q) for q in bench.questions), _usual, "Rendered scenes: the question alone.", {})
+        index = choose(q.answer, q.choices, letters=False) if q.choices else None
+        rule, answer = ("choice", ascii_uppercase[index]) if index is not None else ("integer", q.answer)
+        return Item(q.data_id, (RowPicture(q.data_id, path=bench.picture(q)),), q.question, q.question, answer, rule, tuple(q.choices) if index is not None else (), q.kind, guess=q.chance)
+    def blind(item): # the constant guess about its kind of question, counted on all questions that the scenes offer
+        common = bench.constants.get(item.kind)
+        return ascii_uppercase[("first", "second").index(common)] if common in ("first", "second") else next((a for a, o in zip(ascii_uppercase, item.options) if o == common), common)
+    items = tuple(one(q) for q in bench.questions)
+    return Exam("scenes", items, _usual, "Rendered scenes: the question alone.", {}, {i.id: blind(i) for i in items})

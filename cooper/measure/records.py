@@ -7,15 +7,17 @@ from __future__ import annotations
 import fcntl, hashlib, json, math, os, time
 from dataclasses import dataclass
 import numpy as np
-from ..core import progress, read_jsonl, resolve, seed_for, write_whole
+from ..core import progress, read_jsonl, resolve, root, seed_for, write_whole
 from .benchmarks import Table, bootstrap
 from ..reason.hosted import weights_hash
 from .protocols import Exam, read_item, scores
+from ..model.traces import Trace
 from ..reason.answers import Reading
 
 # %% auto #0
-__all__ = ['PUBLISHED', 'COMPARABLE', 'Answered', 'Plain', 'CooperAnswers', 'HostedAnswers', 'append', 'read_records', 'collect',
-           'Scored', 'score', 'results', 'details', 'sign_test', 'paired', 'pass_at_k', 'passes', 'published']
+__all__ = ['PUBLISHED', 'COMPARABLE', 'OURS', 'SIZES', 'Answered', 'Plain', 'CooperAnswers', 'read_trace', 'HostedAnswers',
+           'append', 'read_records', 'collect', 'Scored', 'score', 'same_protocol', 'protocol_card', 'results',
+           'details', 'sign_test', 'paired', 'holm', 'against', 'pass_at_k', 'passes', 'differs', 'published']
 
 # %% ../../nbs/47_records.ipynb #17b975fb
 @dataclass
@@ -48,9 +50,10 @@ class CooperAnswers:
     def __init__(self, cooper, mode: str = "cooperate", name: str = "cooper", traces=None, **options): # options of the engine
         self.cooper, self.mode, self.name, self.options = cooper, mode, name, options
         self.traces = None if traces is None else resolve(traces)
+        self._weights = weights_hash(cooper.model)
     def config(self) -> dict:
         kept = {k: v for k, v in self.options.items() if k != "batch_size"} # the batch changes nothing
-        return dict(weights=weights_hash(self.cooper.model), protocol=self.cooper.processor.protocol, mode=self.mode, options=kept)
+        return dict(weights=self._weights, protocol=self.cooper.processor.protocol, mode=self.mode, options=kept)
     def ask(self, items, seeds):
         engine, start = self.cooper.engine(**self.options), time.perf_counter()
         words = [f"{i.system}\n{i.prompt}" if i.system else i.prompt for i in items]
@@ -63,10 +66,15 @@ class CooperAnswers:
         return Answered(last.text if last else "", trace.tokens, round(seconds, 3), len(trace.drawn), self._keep(trace, seed), truncated=bool(last and last.truncated))
     def _keep(self, trace, seed):
         if self.traces is None: return ""
-        path = self.traces/f"{seed_for('trace', *seed):016x}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with write_whole(path) as aside: aside.write_text(json.dumps(trace.to_dict()), encoding="utf-8")
-        return str(path)
+        of = json.dumps(self.config(), sort_keys=True, default=str)
+        path = self.traces/f"{seed_for('trace', of, trace.question, *seed):016x}.json"
+        kept = trace.to_dict() | dict(sequence=[]) # what only a scorer of log-probabilities needs is the larger part
+        with write_whole(path) as aside: aside.write_text(json.dumps(kept), encoding="utf-8")
+        return path.relative_to(root()).as_posix() if path.is_relative_to(root()) else str(path)
+
+def read_trace(record: dict) -> Trace | None: # None: the record names none
+    "The trace of a record. FileNotFoundError where its file was removed."
+    return Trace.from_dict(json.loads(resolve(record["trace"]).read_text(encoding="utf-8"))) if record["trace"] else None
 
 # %% ../../nbs/47_records.ipynb #3ffca720
 class HostedAnswers:
@@ -120,7 +128,7 @@ def _stamp(item, answerer_config, seed, sample, hashes):
 
 def _record(exam, item, answerer, got, seed, sample, stamp, hashes, config):
     return dict(id=item.id, sample=sample, stamp=stamp, key=exam.key, exam=exam.name, model=answerer.name, mode=answerer.mode, kind=item.kind, system=item.system, prompt=item.prompt,
-                pictures=hashes, truth=item.answer, reply=got.text, seconds=got.seconds, tokens=got.tokens, calls=got.calls, trace=got.trace, truncated=got.truncated, error=got.error,
+                pictures=hashes, truth=item.said, reply=got.text, seconds=got.seconds, tokens=got.tokens, calls=got.calls, trace=got.trace, truncated=got.truncated, error=got.error,
                 seed=seed, config=config)
 
 def collect(
@@ -148,7 +156,8 @@ def collect(
                 append(out, row); bar.update()
                 known[s] = row
     if world > 1: known = known | {r["stamp"]: r for r in read_records(out) if r["reply"] is not None}
-    return [known[s] for _, _, s in jobs if s in known]
+    now = lambda i: dict(model=answerer.name, exam=exam.name, key=exam.key, kind=i.kind, truth=i.said) # asked alike before: in a smaller exam, under another name, with labels that were corrected since
+    return [known[s] | now(i) for i, _, s in jobs if s in known]
 
 # %% ../../nbs/47_records.ipynb #fb045002
 @dataclass(eq=False)
@@ -156,8 +165,12 @@ class Scored:
     "The answers of one model in one mode, scored."
     exam: Exam
     rows: list # records with outcome, value, by, why and scores
-    protocol: str # what must be the same in two rows of a table
+    rules: str = "cooper" # see `score`
+    extractor: str = "none" # who read what rules left, and how
     seed: int = 0
+    @property
+    def protocol(self) -> str: # what must be the same in two rows of a table
+        return f"{self.exam.name} {self.exam.key}, rules {self.rules}, extractor {self.extractor}"
     @property
     def name(self): return self.rows[0]["model"], self.rows[0]["mode"]
     @property
@@ -185,7 +198,7 @@ def score(
     found = [read_item(items[r["id"]], r["reply"], rules) if r["reply"] is not None else Reading("unjudged", why=r["error"] or "no reply came") for r in records]
     if extractor is not None: found = _extracted(extractor, [items[r["id"]] for r in records], records, found)
     rows = [r | dict(outcome=f.outcome, value=f.value, by=f.by, why=f.why, scores=scores(items[r["id"]], f)) for r, f in zip(records, found)]
-    return Scored(exam, rows, f"{exam.name} {exam.key}, rules {rules}, extractor {getattr(extractor, 'label', 'none')}", seed)
+    return Scored(exam, rows, rules, getattr(extractor, "label", "none"), seed)
 
 def _extracted(extractor, items, records, found):
     left = [n for n, f in enumerate(found) if records[n]["reply"] is not None and (extractor.everything or not f)]
@@ -199,11 +212,19 @@ def _mean(rows, key):
     known = [r[key] for r in rows if r[key] is not None]
     return float(np.mean(known)) if known else None
 
+def same_protocol(scored: list, where: str): # of `Scored`
+    "ValueError unless all rows were asked and read alike."
+    if not scored: raise ValueError(f"{where}: there is nothing; expected what `score` gives")
+    odd = next((s for s in scored if s.protocol != scored[0].protocol), None)
+    if odd: raise ValueError(f"{where}: rows of different protocols cannot be compared: '{scored[0].protocol}' and '{odd.protocol}'")
+
+def protocol_card(scored: list) -> str: # stands under every table
+    "What was asked, how it was read and counted."
+    return f"{scored[0].exam.card} Protocol: {scored[0].protocol}. Unjudged answers are in no score."
+
 def results(scored: list) -> Table: # of `Scored`
     "A row per model and mode. ValueError for rows of different protocols."
-    if not scored: raise ValueError("results: there is nothing; expected what `score` gives")
-    odd = next((s for s in scored if s.protocol != scored[0].protocol), None)
-    if odd: raise ValueError(f"results: rows of different protocols cannot be compared: '{scored[0].protocol}' and '{odd.protocol}'")
+    same_protocol(scored, "results")
     lines = []
     for s in scored:
         head, rows = s.measures[0], s.rows
@@ -214,12 +235,17 @@ def results(scored: list) -> Table: # of `Scored`
             calls=_mean(rows, "calls"), tokens=_mean(rows, "tokens"), seconds=_mean(rows, "seconds")))
     columns = dict(model="model", mode="mode", n="n", asked="asked %", score=f"{scored[0].measures[0].name} [95 %]", chance="chance %", valid="valid answers %", rule="judged by rule",
                    model_read="by model", unjudged="unjudged", calls="drawings", tokens="tokens", seconds="seconds")
-    return Table(lines, columns, scored[0].exam.name, f"{scored[0].exam.card} Protocol: {scored[0].protocol}. Unjudged answers are in no score.")
+    return Table(lines, columns, scored[0].exam.name, protocol_card(scored))
 
-def details(scored: Scored) -> Table:
-    "Every number the owner counts, with n and interval."
-    rows = [dict(measure=m.name, n=len(m.values), score=m.estimate(scored.seed), chance=m.chance) for m in scored.measures]
-    return Table(rows, dict(measure="measure", n="n", score="score [95 %]", chance="chance %"), f"{scored.exam.name}: {' '.join(scored.name)}", scored.exam.card)
+def details(*scored: Scored) -> Table:
+    "Every number the owner counts, with n and interval; a column for each model and mode."
+    same_protocol(scored, "details")
+    lines, heads = {}, {}
+    for k, s in enumerate(scored):
+        heads[f"score{k or ''}"] = "score [95 %]" if len(scored) == 1 else f"{' '.join(s.name)} [95 %]"
+        for m in s.measures: lines[m.name] = dict(measure=m.name, n=len(m.values), chance=m.chance) | lines.get(m.name, {}) | {f"score{k or ''}": m.estimate(s.seed)}
+    title = f"{scored[0].exam.name}: {' '.join(scored[0].name)}" if len(scored) == 1 else f"{scored[0].exam.name}, as its owner counts"
+    return Table(list(lines.values()), dict(measure="measure", n="n") | heads | dict(chance="chance %"), title, protocol_card(scored))
 
 # %% ../../nbs/47_records.ipynb #a51c1013
 def sign_test(wins: int, losses: int) -> float:
@@ -227,21 +253,44 @@ def sign_test(wins: int, losses: int) -> float:
     n, k = wins + losses, min(wins, losses)
     return min(1., 2*sum(math.comb(n, i) for i in range(k + 1))/2**n)
 
+def _both(before, after): # (item, score before, score after)
+    old = {i.id: s["score"] for i, s in before.pairs if s is not None}
+    return [(i, old[i.id], s["score"]) for i, s in after.pairs if s is not None and i.id in old]
+
 def paired(before: Scored, after: Scored) -> Table:
     "Two rows on the questions that both were judged on."
-    if before.protocol != after.protocol: raise ValueError(f"paired: rows of different protocols cannot be compared: '{before.protocol}' and '{after.protocol}'")
-    old = {i.id: s["score"] for i, s in before.pairs if s is not None}
-    both = [(i, old[i.id], s["score"]) for i, s in after.pairs if s is not None and i.id in old]
+    same_protocol([before, after], "paired")
+    both = _both(before, after)
     if not both: raise ValueError("paired: no question was judged for both")
     rows = []
     for kind in [*dict.fromkeys(i.kind for i, _, _ in both if i.kind), "all"]:
-        change = [b - a for i, a, b in both if kind in ("all", i.kind)]
+        mine = [(a, b) for i, a, b in both if kind in ("all", i.kind)]
+        change = [b - a for a, b in mine]
         wins, losses = sum(c > 0 for c in change), sum(c < 0 for c in change)
-        rows.append(dict(kind=kind, n=len(change), difference=bootstrap(change, seed=after.seed, unit="points"), better=wins, worse=losses, p=sign_test(wins, losses)))
-    columns = dict(kind="kind", n="n", difference="difference [95 %]", better="better", worse="worse", p="p (sign test)")
+        rows.append(dict(kind=kind, n=len(change), before=float(np.mean([a for a, _ in mine])), after=float(np.mean([b for _, b in mine])), difference=bootstrap(change, seed=after.seed, unit="points"), better=wins, worse=losses, p=sign_test(wins, losses)))
+    columns = dict(kind="kind", n="n", before="before %", after="after %", difference="difference [95 %]", better="better", worse="worse", p="p (sign test)")
     return Table(rows, columns, f"{' '.join(after.name)} less {' '.join(before.name)}", f"Question by question, in points. {after.protocol}.")
 
 # %% ../../nbs/47_records.ipynb #3b6798ae
+def holm(ps: list) -> list:
+    "Probabilities corrected for their number, in the same order."
+    order, worst, out = sorted(range(len(ps)), key=lambda k: ps[k]), 0., [0.]*len(ps)
+    for rank, k in enumerate(order): worst = max(worst, min(1., (len(ps) - rank)*ps[k])); out[k] = worst
+    return out
+
+def against(scored: list) -> Table: # of `Scored`, two or more
+    "Every row less the first one, on the questions that both were judged on."
+    same_protocol(scored, "against")
+    first, rows = scored[0], []
+    for s in scored[1:]:
+        change = [b - a for _, a, b in _both(first, s)]
+        wins, losses = sum(c > 0 for c in change), sum(c < 0 for c in change)
+        rows.append(dict(model=s.name[0], mode=s.name[1], n=len(change), difference=bootstrap(change, seed=s.seed, unit="points") if change else None, better=wins, worse=losses, p=sign_test(wins, losses)))
+    for r, p in zip(rows, holm([r["p"] for r in rows])): r["holm"] = p
+    columns = dict(model="model", mode="mode", n="n", difference="difference [95 %]", better="better", worse="worse", p="p (sign test)", holm="p (Holm)")
+    return Table(rows, columns, f"Less {' '.join(first.name)}", f"Question by question, in points; p (Holm): corrected for {len(rows)} comparisons. {protocol_card(scored)}")
+
+# %% ../../nbs/47_records.ipynb #2f2644d0
 def pass_at_k(n: int, c: int, k: int) -> float:
     "Unbiased pass@k of n answers, c of them right."
     if not 1 <= k <= n or not 0 <= c <= n: raise ValueError(f"pass@{k} of {n} answers with {c} right; expected 1 <= k <= n and 0 <= c <= n")
@@ -259,17 +308,40 @@ def passes(scored: Scored, ks=(1, 2, 4, 8)) -> Table:
         luck = [items[i].chance for i in right]
         rows.append(dict(k=k, n=len(right), score=bootstrap([pass_at_k(len(c), sum(c), k) for c in right.values()], seed=scored.seed),
                          chance=None if None in luck else float(np.mean([1 - (1 - p)**k for p in luck]))))
-    return Table(rows, dict(k="k", n="questions", score="pass@k [95 %]", chance="chance %"), f"{scored.exam.name}: {' '.join(scored.name)}", "Chance: k independent guesses.")
+    return Table(rows, dict(k="k", n="questions", score="pass@k [95 %]", chance="chance %"), f"{scored.exam.name}: {' '.join(scored.name)}", f"Chance: k independent guesses. {protocol_card([scored])}")
 
-# %% ../../nbs/47_records.ipynb #2f2644d0
+# %% ../../nbs/47_records.ipynb #8091b66f
 PUBLISHED = dict(BAGEL=(43.57, 47.52, 74.33, 72.22, 64.81), **{"BAGEL-PE": (48.25, 51.48, 72.66, 69.44, 55.41), "BAGEL-RE": (43.98, 48.51, 75.33, 77.77, 65.59),
     "COOPER": (50.07, 57.42, 78.66, 80.55, 65.41), "Qwen3VL-8B": (50.13, 64.35, 77.33, 84.25, 60.45), "InternVL3.5-8B": (50.13, 49.50, 76.33, 83.33, 81.51),
     "GPT-5": (58.86, 48.51, 85.33, 84.25, 75.27)}) # the paper's main table, in percent
 COMPARABLE = {"SIBench": "sibench, overall, with everything read by a model (DeepSeek-V3 there)", "Q-Spatial": "q-spatial on QSpatial_plus, δ < 2, read by a model",
     "MMVP": "mmvp, individual (not pairs), labels='original'", "MMBench": "mmbench on MMBench_V11_MINI, circular", "MM-Vet": "nothing: the grader was DeepSeek-V3, others use GPT-4"} # column -> our number
 
-def published() -> Table:
-    "The COOPER paper's table, and which of our numbers is the same thing."
+OURS = {"sibench": ("SIBench", "overall"), "q-spatial": ("Q-Spatial", "δ < 2"), "mmvp": ("MMVP", "individual"), "mmbench": ("MMBench", "circular"), "mm-vet": ("MM-Vet", "overall")} # exam -> column, our measure
+SIZES = {"q-spatial": 101, "mmvp": 300, "mm-vet": 218} # questions of the published numbers
+
+def differs(scored: Scored) -> list: # of clauses; [] where the protocol is that of the published number
+    "In what a row was not asked, read or counted as the published number of its benchmark."
+    exam, out, groups = scored.exam, [], {i.group for i in scored.exam.items}
+    asked = len({r["id"] for r in scored.rows})
+    if asked < len(exam): out.append(f"{asked} of {len(exam)} questions were asked")
+    if exam.name in SIZES and len(exam) != SIZES[exam.name]: out.append(f"{len(exam)} questions, {SIZES[exam.name]} there")
+    if exam.name == "mmbench" and len(groups) != 216: out.append(f"{len(groups)} groups, 216 (MMBench_V11_MINI) there")
+    if exam.name == "sibench": out.append("the paper's selection of rows is not published")
+    if exam.name == "mmvp" and "labels corrected" in exam.about: out.append("corrected labels, the original ones there")
+    if "deepseek" not in scored.extractor.lower(): out.append(f"read by rules{'' if scored.extractor == 'none' else f' and {scored.extractor}'} (by DeepSeek-V3 there)")
+    elif not scored.extractor.endswith("published, everything") and exam.name != "mm-vet": out.append("the judge read only some, or by another prompt")
+    return out
+
+def published(scored=()) -> Table: # of `Scored`, all of one protocol
+    "The COOPER paper's table, our rows below it, and which of our numbers is the same thing."
     rows = [dict(model=m, **{c: v/100 for c, v in zip(COMPARABLE, values)}) for m, values in PUBLISHED.items()]
     note = "May be compared with: " + "; ".join(f"{c}: {what}" for c, what in COMPARABLE.items()) + "."
-    return Table(rows, dict(model="model") | {c: f"{c} %" for c in COMPARABLE}, "Published with COOPER", note)
+    if scored: same_protocol(scored, "published")
+    if scored and scored[0].exam.name not in OURS: note = f"Nothing here may be compared with {scored[0].exam.name}, which is not in this table. {note}"
+    for s in scored if scored and scored[0].exam.name in OURS else ():
+        column, measure = OURS[s.exam.name]
+        found = next((m for m in s.measures if m.name == measure), None)
+        rows.append({"model": f"ours: {' '.join(s.name)}", column: found and found.estimate(s.seed), "differs": "; ".join(differs(s))})
+    columns = dict(model="model") | {c: f"{c} %" for c in COMPARABLE} | (dict(differs="not the same as there") if any("differs" in r for r in rows) else {})
+    return Table(rows, columns, "Published with COOPER", note)

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from ..core import NotBuilt, seed_for
 from .benchmarks import Table, bootstrap
-from .protocols import Exam, RowPicture, mcq_prompt
+from .protocols import Exam, LETTERED, RowPicture, mcq_prompt
 from .records import Answered, Scored, sign_test
 
 # %% auto #0
@@ -54,7 +54,10 @@ class Majority:
         for i in items: counts.setdefault((i.kind, i.rule), Counter())[i.answer] += 1
         return counts
     def config(self): return dict(common=sorted(([*k, v] for k, v in self.common.items())))
-    def ask(self, items, seeds): return [Answered(self.common.get((i.kind, i.rule), "no idea"), 0, 0.) for i in items]
+    def ask(self, items, seeds): return [Answered(self._says(i), 0, 0.) for i in items]
+    def _says(self, item):
+        common = self.common.get((item.kind, item.rule))
+        return "no idea" if common is None or item.rule == "choice" and ord(common) - 65 >= len(item.options) else item.say(common)
 
 # %% ../../nbs/44_robustness.ipynb #335dd003
 OPPOSITES = (("closer", "farther"), ("nearer", "farther"), ("closest", "farthest"), ("nearest", "farthest"), ("left", "right"), ("above", "below"), ("higher", "lower"), ("taller", "shorter"),
@@ -68,7 +71,7 @@ def _flip_word(m): return _FLIP[m[0].lower()].capitalize() if m[0][0].isupper() 
 def flipped(item): # -> Item or None
     "The opposite question; None unless it has two options and one word with an opposite, outside the options."
     filled = [n for n, o in enumerate(item.options) if o]
-    if item.rule != "letter" or len(filled) != 2 or len(_POLAR.findall(item.question)) != 1 or any(_POLAR.search(o) for o in item.options): return None
+    if item.rule not in LETTERED or len(filled) != 2 or len(_POLAR.findall(item.question)) != 1 or any(_POLAR.search(o) for o in item.options): return None
     if item.prompt.count(item.question) != 1: return None
     question = _POLAR.sub(_flip_word, item.question) # in the question only: a prompt may speak of "the options above"
     other = next(ascii_uppercase[n] for n in filled if ascii_uppercase[n] != item.answer)

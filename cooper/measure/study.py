@@ -6,7 +6,7 @@
 from __future__ import annotations
 import hashlib, json, re
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 from fastcore.basics import patch
 from ..core import at_least, resolve, seed_for
@@ -62,6 +62,7 @@ def scene_bank(folder="data/scenes/test", count: int=60, seed: int=0, form: str=
     "Questions about rendered scenes, with the truth about them in words."
     bench, words = benchmark("scenes", folder=folder, count=count, seed=seed), worded(folder, form)
     exam = scene_exam(bench)
+    exam = replace(exam, items=tuple(replace(i, rule="letter") if i.rule == "choice" else i for i in exam.items)) # here the prompts show the options with letters
     items = [prompt_item(i, words(q)) for i, q in zip(exam.items, bench.questions, strict=True)]
     constant = {q.data_id: dict(score=float(place(q) == bench.constants[q.kind])) for q in bench.questions}
     return Bank(exam, items, constant, f"Description: {form}, from the scenes' own truth. Constant: the most common answers about all these scenes.")

@@ -64,9 +64,11 @@ def _bars(ax, groups, label, colour, place, width): # one series: a bar in each 
     for x, (v, over) in enumerate(zip(value, error[1])): ax.text(x + place, v + over + 1.5, f"{v:.0f}", ha="center", fontsize=6.5, color="#333333")
     ax.errorbar(np.arange(len(groups)) + place, value, error, fmt="none", ecolor="black", elinewidth=.8, capsize=2)
 
-def _guesses(ax, groups): # the better blind guess of each group
+def _guess(r): return max(r["chance"] or 0, r["constant"]) # the better blind guess; a file may not say among how many options one guesses
+
+def _guesses(ax, groups):
     for i, r in enumerate(groups):
-        guess, label = 100 * max(r["chance"], r["constant"]), "best blind guess" if i == 0 else None
+        guess, label = 100 * _guess(r), "best blind guess" if i == 0 else None
         ax.plot([i - .45, i + .45], [guess, guess], color="black", ls=(0, (3, 2)), lw=1.1, label=label)
 
 # %% ../../nbs/63_report.ipynb #4ee21319
@@ -451,15 +453,16 @@ def _interval(e, scale=1, digits=3): return f"95 % interval {scale * e['low']:.{
 def _tile(number, text) -> str: return f"<div class='tile'><b>{html.escape(number)}</b><span>{html.escape(text)}</span></div>"
 
 def _answer_tiles(rows): # one for each mode: all kinds, first checkpoint to last
-    rows = [r for r in rows if r["kind"] == "all"]
+    rows = [r for r in rows if r["kind"] == "all" and r["accuracy"] is not None]
     for mode in dict.fromkeys(r["mode"] for r in rows):
         mine = [r for r in rows if r["mode"] == mode]
         number = " → ".join(_percent(r["accuracy"]) for r in (mine[0], mine[-1])[-len(mine):]) # before → after, where there are two checkpoints
-        r, guess = mine[-1], 100 * max(mine[-1]["chance"], mine[-1]["constant"])
+        r, guess = mine[-1], 100 * _guess(mine[-1])
         yield _tile(number + " %", f"right in mode {mode}; {_interval(r['accuracy'], 100, 0)}, n = {r['n']}; best blind guess {guess:.0f} %")
 
 # %% ../../nbs/63_report.ipynb #4492035e
-def _drawing_tiles(table):
+def _drawing_tiles(table): # None: nothing was drawn
+    if not table: return
     rows, last = {r["measure"]: r for r in table["rows"]}, [k for k in table["columns"] if k.startswith("drawn")][-1]
     if "AbsRel" in rows:
         e, blind = rows["AbsRel"][last], rows["AbsRel"]["baseline"]
@@ -474,7 +477,7 @@ def glance(folder) -> str:
     if not found: return ""
     try: results = json.loads(found[-1].read_text(encoding="utf-8"))
     except ValueError as e: raise ValueError(f"{found[-1]}: not a file of results ({e}); expected what save_tables wrote") from None
-    return f"<div class='tiles'>{''.join([*_answer_tiles(results['answers']['rows']), *_drawing_tiles(results['drawings'])])}</div>"
+    return f"<div class='tiles'>{''.join([*_answer_tiles(results['answers']['rows']), *_drawing_tiles(results.get('drawings'))])}</div>"
 
 # %% ../../nbs/63_report.ipynb #e008fe1f
 _CSS = """

@@ -71,7 +71,7 @@ def extract(
     return lines[0] if len(lines) == 1 and len(lines[0].split()) <= SHORT else None
 
 # %% ../../nbs/22_answers.ipynb #f14725df
-_LETTER = re.compile(r"(?:(?i:the )?(?i:option|choice|answer|letter):? )?(?:[(\[<\"']\s?([A-Za-z])\s?[)\]>\"']|([A-HJ-Z])(?=[.):,;]|\s*[-–—]\s)|(I)(?=[.):])|([a-z])(?=\)\s)|"
+_LETTER = re.compile(r"(?:(?i:the )?(?i:option|choice|answer|letter):? |[选選][择擇]?[:：]?\s*)?(?:[(\[<\"']\s?([A-Za-z])\s?[)\]>\"']|([A-HJ-Z])(?=[.):,;]|\s*[-–—]\s)|(I)(?=[.):])|([a-z])(?=\)\s)|"
                      r"([A-Za-z])$)[.):,;\]]*\s*(?:[-–—]\s)?(.*)", re.S)
 
 def letter(
@@ -108,6 +108,8 @@ def _spelled(words): # 'one hundred and five' -> 105
     return str(total + part)
 
 # %% ../../nbs/22_answers.ipynb #cc721f18
+_PRONOUN = re.compile(rf"\b(?:the|this|that|which|another|each|every|an?)(?: (?!(?:is|are|was|be|of|and|hundred|thousand|{'|'.join(_TENS)})\b)\w+){{0,2}} one\b(?! (?:hundred|thousand|million))")
+
 _HAN = {c: i for i, c in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2, "兩": 2}
 
 def _han(text): # '二十三' -> '23'; anything else stays
@@ -119,7 +121,9 @@ def _han(text): # '二十三' -> '23'; anything else stays
 def digits(text: str) -> str:
     "Lower-case text with number words as digits and LaTeX fractions as a/b."
     text = re.sub(r"\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}", r"\1/\2", text)
-    text = _SPELLED.sub(lambda m: _spelled(m[0]) if m[0] != "dozen" else "12", re.sub(r"\ba dozen\b", "dozen", _han(american(plain(text)))))
+    text = _PRONOUN.sub("it", re.sub(r"\ba dozen\b", "dozen", _han(american(plain(text))))) # 'the red one' is no number
+    text = _SPELLED.sub(lambda m: _spelled(m[0]) if m[0] != "dozen" else "12", text)
+    text = re.sub(r"\b(?:minus|negative) (?=\d)", "-", re.sub(r"(?<![\d.,])(\d+) \(\1\)", r"\1", text)) # three (3)
     text = re.sub(r"\b(\d+)(?: \w+)? and a half\b", lambda m: m[0].replace(" and a half", "").replace(m[1], m[1] + ".5", 1), text)
     return re.sub(rf"\b(?:a )?half (?:of )?an? (?=(?:{'|'.join(w for w in UNITS if w.isalpha())})\b)", "0.5 ", text)
 
@@ -160,7 +164,7 @@ def only_number(
     "The one number of a sentence; None if there is none, more than one, or the sentence denies or leaves it open."
     whole = parse_number(text)
     if whole: return whole
-    found = list(re.finditer(rf"(?<![\w.,/-]){_WITH_UNIT}(?![\w/%])", digits(text)))
+    found = list(re.finditer(rf"(?<![\w.,/-]){_WITH_UNIT}(?![\w/%]|,\d)", digits(text)))
     return parse_number(found[0][0]) if len(found) == 1 and not _DOUBT.search(plain(text)) else None
 
 # %% ../../nbs/22_answers.ipynb #68797427
@@ -181,7 +185,7 @@ def _same_number(a, b, rel_tol=0.):
     return close(x, y, rel_tol)
 
 # %% ../../nbs/22_answers.ipynb #43218d17
-YES, NO = {"yes", "yeah", "yep", "true", "correct"}, {"no", "nope", "false", "incorrect"}
+YES, NO = {"yes", "yeah", "yep", "true", "correct"}, {"no", "nope", "false", "incorrect", "wrong"}
 
 def yes_no(
     text: str,    # an answer
@@ -291,7 +295,7 @@ def judge(
 
 # %% ../../nbs/22_answers.ipynb #5d87dc0a
 OUTCOMES = ("value", "none", "ambiguous", "unjudged")
-SORTS = ("letter", "yes_no", "number", "list", "text")   # what a question may ask for
+SORTS = ("letter", "choice", "yes_no", "number", "list", "text")   # what a question may ask for; choice: an option that was shown without a letter
 
 @dataclass(frozen=True)
 class Reading:
@@ -308,7 +312,7 @@ _STATED = (re.compile(r"(?:final|correct|best|right|my|the)?\s*(?:answer|choice|
                       r"(?:(?:is|are|would be|should be|must be)\b\s*[:=]?|[是为為:=]|[-–—→]\s)\s*(?:likely |probably |clearly |therefore |then |option |choice )?"
                       r"([^\n]+?)(?=[.!?](?:\s|$)|$)", re.I),
            re.compile(r"\bI(?:'d| would| will|'ll)? (?:choose|pick|select|go with|opt for|answer)(?: with)?:? ([^\n]+?)(?=[.!?](?:\s|$)|$)", re.I),
-           re.compile(r"(?:^|[.,:;!]\s|\b(?:so|thus|hence|therefore|that|option|choice|answer),? )[(\[]?([A-Z])[)\]]?,? (?:is|seems|appears|must be|would be) (?:the )?(?:most )?(?:correct|right|best|true|accurate)\b"))
+           re.compile(r"(?:^|[.,:;!]\s|\b(?:so|thus|hence|therefore|that|option|choice|answer),? )[(\[]?([A-Z])[)\]]?,? (?:is|seems|appears|must be|would be) (?:the )?(?:most )?(?:correct|right|best|true|accurate)\b(?![^.!?\n]*\b(?:but|however|though|actually|no)\b)"))
 _CUT = re.compile(r"(?:[.!;](?=\s|$)|,? (?:because|since|as the|as it|which|given that|due to)\b)")
 
 def _one(texts): return list(dict.fromkeys(t.strip() for t in texts if t and t.strip()))
@@ -386,6 +390,13 @@ def _read_letter(text, options):
     if not seen: return Reading("none", why="it names no option")
     return Reading("ambiguous", why=f"it names {seen[0]}, and denies or doubts") if _DOUBT.search(plain(text)) else _found(seen[0])
 
+def _read_choice(text, options): # the options were shown without letters: only their words name them
+    i = choose(text, options, letters=False)
+    if i is not None: return _found(chr(65 + i))
+    meant = [options[j] for j in _mentioned(normalise(text), [normalise(o) for o in options])]
+    if len(meant) > 1: return _several(meant)
+    return Reading("ambiguous", why=f"it names {meant[0]}, and denies or doubts") if meant else Reading("none", why="it names no option in words")
+
 def _read_yes_no(text, options):
     said = yes_no(text) if normalise(text) else None
     if said is None and normalise(text) in ("y", "n"): said = normalise(text) == "y"
@@ -439,7 +450,7 @@ def _read_list(text, options):
 def _read_text(text, options):
     return _found(text.strip()) if normalise(text) and len(text.split()) <= 12 else Reading("none", why="it is too long for an answer" if normalise(text) else "it is empty")
 
-_READERS = dict(zip(SORTS, (_read_letter, _read_yes_no, _read_number, _read_list, _read_text)))
+_READERS = dict(zip(SORTS, (_read_letter, _read_choice, _read_yes_no, _read_number, _read_list, _read_text)))
 
 # %% ../../nbs/22_answers.ipynb #20bc8983
 def _read_place(texts, sort, options, more, lenient) -> Reading: # lenient: one readable text of several will do
@@ -454,12 +465,13 @@ def _read_place(texts, sort, options, more, lenient) -> Reading: # lenient: one 
 def read(
     reply: str|None,          # a model's reply, thoughts included
     sort: str,                # one of `SORTS`
-    options: tuple=(),        # letter: texts of the options, in order; the first is A. Empty texts: only letters are known
+    options: tuple=(),        # letter, choice: texts of the options, in order; the first is A. Empty texts: only letters are known
     ranges: str="refuse",     # number: '2-3 m' is ambiguous; 'middle' takes 2.5 m, as the Q-Spatial extractor does
 ) -> Reading:
     "What a reply answers, by rules: a value, none, or ambiguous."
     if sort not in SORTS: raise ValueError(f"sort is {sort!r}; expected one of {', '.join(SORTS)}")
     if ranges not in ("refuse", "middle"): raise ValueError(f"ranges is {ranges!r}; expected refuse or middle")
+    if sort == "choice" and not options: raise ValueError("read: a choice has options; got none")
     if not isinstance(reply, str) or not after_thoughts(reply): return Reading("none", why="nothing is said outside the thoughts")
     more, doubt = dict(ranges=ranges) if sort == "number" else {}, None
     for where, texts in places(reply):
@@ -469,7 +481,7 @@ def read(
         if where == "statement" and got.outcome == "ambiguous": break # it stated two things: no weaker place may overrule that
     return Reading("none", why="nothing is said") if doubt is None else doubt
 
-# %% ../../nbs/22_answers.ipynb #96f564e0
+# %% ../../nbs/22_answers.ipynb #eb7f0ea7
 _MARKED = re.compile(r"(?:^|(?<=[\s,;?:(]))[(\[]?([A-Z])(?:[)\]][.:]?|[.:](?!\w))\s*", re.M)
 
 def inline_options(question: str) -> tuple: # texts; () if the question shows none
@@ -487,7 +499,7 @@ def inline_options(question: str) -> tuple: # texts; () if the question shows no
     last = texts[-1].strip().split("\n")[0]
     return tuple(t.strip(" \n\t,;") for t in [*texts[:-1], last])
 
-# %% ../../nbs/22_answers.ipynb #98812a71
+# %% ../../nbs/22_answers.ipynb #fee48e87
 THRESHOLDS = tuple((10 - i)/20 for i in range(10))   # allowed relative errors: 0.50, 0.45, ..., 0.05
 
 def mean_relative_accuracy(

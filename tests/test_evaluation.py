@@ -1,0 +1,220 @@
+"One table for checkpoints, local and hosted models; evaluations that are killed and go on with other processes; what must not be compared."
+import os
+
+import pytest
+
+from cooper.core import read_jsonl
+from cooper.measure.benchmarks import benchmark, grid, save_tables
+from cooper.measure.evaluation import (EvalParameters, answers, changes, constant_guesses, exam_of, extractor_of, for_figure, put, put_cooper, put_model, replies, told, true_case)
+from cooper.measure.protocols import Exam, Item, plain_mean, read_item, scene_exam, scores
+from cooper.measure.records import Plain, against, details, holm, published, read_records, read_trace, results
+from cooper.present.report import TraceCase, accuracy_figure, difference_figure, glance, page, telling
+from cooper.reason.hosted import Rehearsal
+from pretend import Cooper
+from test_protocols import b64, mcq, tsv
+
+
+def parameters(tmp_path, **more): return EvalParameters(**dict(checkpoints=["a"], questions=10, batch_size=4, key="", out=str(tmp_path)) | more)
+
+
+def knows(exam): # a pretend COOPER that does
+    said = {(i.prompt, i.id): i.said for i in exam.items}
+    return lambda question, seed: said[question, seed[2]]
+
+
+# --- parameters
+
+def test_all_that_is_wrong_is_said_at_once(tmp_path):
+    with pytest.raises(ValueError) as e: parameters(tmp_path, modes=("quick",), samples=2, share="3/3", batch_size=0, rules="mine", benchmark="mmvp")
+    for what in ("modes: quick; expected some of direct", "samples is 2 at temperature 0", "share is '3/3'; expected this process / processes", "batch_size is 0; expected 1 or more",
+                 "rules is 'mine'; expected one of cooper, published", "benchmark is 'mmvp', and file is empty"): assert what in str(e.value), what
+    for bad, message in [(dict(checkpoints=[]), "none given"), (dict(checkpoints=["x/a"], others=["a=hf:b"]), "two have the same name a"), (dict(file="a.tsv"), "benchmark is 'scenes'; expected its name"), (dict(questions=0), "questions is 0; expected 1")]:
+        with pytest.raises(ValueError, match=message): parameters(tmp_path, **bad)
+    assert parameters(tmp_path, benchmark="mcq", file="a.tsv", questions=0).questions == 0
+
+
+def test_names_of_rows():
+    p = EvalParameters(["data/tiny-cooper", "b=x=y"], ["hf:models/small", "m-2@http://host:1/v1", "best=m@https://host/v1?", "llava=hf:org/model"])
+    assert p.named == [("tiny-cooper", "data/tiny-cooper"), ("b", "x=y")] and [n for n, _ in p.models] == ["small", "m-2", "best", "llava"] and p.models[1][1] == "m-2@http://host:1/v1"
+
+
+# --- one table for all
+
+def test_a_checkpoint_a_hosted_and_a_function_share_a_table(tmp_path):
+    p = parameters(tmp_path, modes=("direct", "cooperate"))
+    exam = exam_of(p)
+    with Rehearsal(lambda body: "left") as server: rows = put_cooper(p, exam, Cooper(knows(exam)), "knows") + put_model(p, exam, "hosted", f"m@{server.url}")
+    table = results(rows)
+    assert [(r["model"], r["mode"], r["n"]) for r in table.rows] == [("knows", "direct", 10), ("knows", "cooperate", 10), ("hosted", "direct", 10)]
+    assert [r["score"].value for r in table.rows][:2] == [1., 1.] and table.rows[1]["calls"] == 1 and table.rows[2]["score"].value < .5
+    assert all(t.note.count(exam.key) and "Unjudged answers are in no score" in t.note for t in (table, answers(rows), details(*rows), against(rows))) # a card under each
+    assert len(read_jsonl(tmp_path/"answers.jsonl")) == 30 and "m@http" not in str(table.rows)
+    asked = Cooper(knows(exam))
+    put_cooper(p, exam, asked, "another name")
+    assert not asked.asked and put_cooper(p, exam, asked, "another name")[0].name == ("another name", "direct") # the same weights
+
+
+def test_tables_feed_figures_and_the_report(tmp_path):
+    p = parameters(tmp_path, modes=("direct", "cooperate"))
+    exam = exam_of(p)
+    rows = put_cooper(p, exam, Cooper(knows(exam)), "after") + put_cooper(p, exam, Cooper(lambda q, s: "a sofa", weight=1.), "before")
+    summary, change = answers(rows), changes(rows, "before", "after")
+    for plate in (accuracy_figure(for_figure(summary)), difference_figure(change)): assert plate._repr_png_()[:4] == b"\x89PNG"
+    assert grid(for_figure(summary), "after").rows[-1]["cooperate"].value == 1.
+    last = change.where(mode="cooperate", kind="all")[0]
+    assert (last["better"], last["worse"], last["before"], last["after"]) == (10, 0, 0., 1.) and last["p"] == pytest.approx(2/1024)
+    save_tables(tmp_path, answers=summary)
+    assert glance(tmp_path).count("class='tile'") == 2 # nothing was drawn: no tiles of drawings
+    assert changes(rows, "after", "after") is None and changes(rows, "nobody", "after") is None
+    wrong = [r for r in told(rows[3]) if not r["correct"]]
+    assert len(wrong) == 10 and {r["prediction"] for r in wrong if r["kind"] != "count"} == {None} and all(r["truth"] for r in wrong)
+
+
+def test_kept_traces_are_shown_with_their_truth(tmp_path):
+    p = parameters(tmp_path, modes=("cooperate",))
+    exam = exam_of(p)
+    one, = put_cooper(p, exam, Cooper(knows(exam)), "a")
+    two, = put_cooper(p, exam, Cooper(lambda q, s: "a sofa", weight=1.), "b")
+    assert len(list((tmp_path/"traces").glob("*.json"))) == 20 # two checkpoints, the same questions and seeds
+    chosen = telling(told(one), "cooperate", 3)
+    shown = page([TraceCase(read_trace(r), r["truth"], r["correct"], true_case(p, exam, r["data_id"]), r["data_id"]) for r in chosen]).data
+    assert shown.count(">true depth<") == 3 and shown.count("✓") == 3 and "A map helps." in shown
+    assert read_trace(dict(trace="")) is None
+    quiet, = put_cooper(parameters(tmp_path/"quiet", modes=("cooperate",), keep_traces=False), exam, Cooper(knows(exam)), "a")
+    assert not (tmp_path/"quiet/traces").exists() and quiet.rows[0]["trace"] == ""
+
+
+def test_kinds_and_guesses_by_hand(tmp_path):
+    item = lambda n, answer, kind, rule="letter", **more: Item(str(n), (), "Which?", "Which?", answer, rule, ("cat", "dog") if rule == "letter" else (), kind, **more)
+    exam = Exam("made up", (item(0, "A", "x"), item(1, "A", "x"), item(2, "B", "x"), item(3, "4", "y", "mra"), item(4, "4", "y", "mra"), item(5, "5", "y", "mra"), item(6, "yes", "z", "grade")), lambda pairs: [plain_mean(pairs)])
+    assert constant_guesses(exam) == {"0": 1., "1": 1., "2": 0., "3": 1., "4": 1., "5": .6, "6": 0.} # 4 for 5: an error of 0.2, below 0.50 ... 0.25: six of ten
+    s = put(parameters(tmp_path), exam, Plain("m", lambda p, q, system: "A"))
+    table = answers([s])
+    assert [(r["kind"], r["n"]) for r in table.rows] == [("x", 3), ("y", 3), ("z", 0), ("all", 6)]
+    assert table.rows[0]["constant"] == pytest.approx(2/3) and table.rows[0]["chance"] == .5 and table.rows[2]["accuracy"] is None and table.rows[2]["unjudged"] == 1
+    assert [r["kind"] for r in for_figure(table).rows] == ["x", "y", "all"]
+    unknown = Exam("open", (Item("0", (), "Which?", "Which?", "A", "letter"),), exam.measures) # nobody knows among how many options
+    table = answers([put(parameters(tmp_path), unknown, Plain("m", lambda *_: "A"))])
+    assert table.rows[0]["chance"] is None and accuracy_figure(table)._repr_png_() and grid(table).rows[0]["guess"] == 1.
+
+
+def test_scenes_are_not_answered_by_letters(tmp_path):
+    p = parameters(tmp_path)
+    exam = exam_of(p)
+    which = [i for i in exam.items if i.rule == "choice"]
+    assert which and all(i.options for i in which)
+    for i in which:
+        assert scores(i, read_item(i, i.answer)) == dict(score=0.) and read_item(i, f"({i.answer})").outcome == "none"
+        assert scores(i, read_item(i, i.said)) == dict(score=1.) and scores(i, read_item(i, f"<think>{i.options[0]}</think><answer>{i.said}</answer>")) == dict(score=1.)
+    s = put(p, exam, Plain("letters", lambda *_: "A"))
+    assert all(r["outcome"] == "none" for r in told(s) if r["kind"] != "count") and answers([s]).rows[-1]["accuracy"].value == 0.
+
+
+# --- killed and resumed
+
+def dies(p, exam, rank): # a process that is killed in its third batch
+    pid = os.fork()
+    if pid: return pid
+    try: put_cooper(EvalParameters(**vars(p) | dict(share=f"{rank}/2")), exam, Killed(knows(exam)), "a")
+    finally: os._exit(1)
+
+
+class Killed(Cooper):
+    def engine(self, **options):
+        if len(self.asked) >= 4: os.kill(os.getpid(), 9)
+        return super().engine(**options)
+
+
+def test_a_killed_evaluation_goes_on_with_another_process_count(tmp_path):
+    p = parameters(tmp_path, questions=20, modes=("direct", "reason"), batch_size=2)
+    exam = exam_of(p)
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in [dies(p, exam, rank) for rank in range(2)]] == [-9, -9]
+    assert len(read_records(tmp_path/"answers.jsonl")) == 8 # two batches of two each
+    with open(tmp_path/"answers.jsonl", "ab") as f: f.write(b'{"id": "torn, and never en')
+    thirds = [Cooper(knows(exam)) for _ in range(3)]
+    for rank, cooper in enumerate(thirds): rows = put_cooper(EvalParameters(**vars(p) | dict(share=f"{rank}/3")), exam, cooper, "a")
+    assert sum(len(c.asked) for c in thirds) == 32 and len(read_records(tmp_path/"answers.jsonl")) == 40
+    whole = put_cooper(parameters(tmp_path/"whole", questions=20, modes=("direct", "reason")), exam, Cooper(knows(exam)), "a")
+    plain = lambda rows: [{k: v for k, v in r.items() if k not in ("seconds", "trace")} for s in rows for r in s.rows]
+    assert plain(rows) == plain(whole) and results(rows).rows[0]["asked"] == 1.
+
+
+def test_a_share_shows_what_is_known(tmp_path):
+    p = parameters(tmp_path, share="1/2")
+    s = put(p, exam_of(p), Plain("m", lambda *_: "2"))
+    assert results([s]).rows[0]["asked"] == .5 and "asked %" in results([s]).columns.values()
+    assert put(parameters(tmp_path/"x", share="11/12"), exam_of(p), Plain("m", lambda *_: "2")) is None
+
+
+# --- a benchmark's file, a judge, and published numbers
+
+def mmvp(tmp_path, n=4): return tsv(tmp_path/"MMVP.tsv", [dict(index=k, image=b64(), question="Which?", A="cat", B="dog", answer="AB"[k % 2]) for k in range(n)])
+
+
+def test_a_file_with_a_judge(tmp_path):
+    p = parameters(tmp_path, benchmark="mmvp", file=str(mmvp(tmp_path)), options=dict(labels="original"), questions=0)
+    exam = exam_of(p)
+    vague = Plain("vague", lambda *_: "the feline one")
+    assert results([put(p, exam, vague)]).rows[0]["valid"] == 0.
+    with Rehearsal(lambda body: "A") as server:
+        judged = parameters(tmp_path, benchmark="mmvp", file=p.file, options=p.options, questions=0, judge=f"deepseek=DeepSeek-V3@{server.url}")
+        s = put(judged, exam, vague, extractor_of(judged))
+        assert (s.measures[1].estimate().value, s.measures[0].estimate().value) == (.5, 0.) # individual, and pairs
+        row = results([s]).rows[0]
+        assert (row["rule"], row["model_read"], row["unjudged"]) == (0, 4, 0) and len(read_records(tmp_path/"answers.jsonl")) == 4 # scored again, not asked again
+        with pytest.raises(ValueError, match="different protocols"): results([s, put(p, exam, vague)])
+        with pytest.raises(ValueError, match="different protocols"): published([s, put(p, exam, vague)])
+    assert "the feline one" in replies(s, 2).rows[0]["reply"] and true_case(p, exam, exam.items[0].id) is None
+
+
+def test_published_numbers_name_what_differs(tmp_path):
+    p = parameters(tmp_path, benchmark="mmvp", file=str(mmvp(tmp_path)), questions=0)
+    s = put(p, exam_of(p), Plain("m", lambda *_: "A"))
+    last = published([s]).rows[-1]
+    assert last["model"] == "ours: m direct" and last["MMVP"].value == .5 and "BAGEL" in published().column("model")
+    assert last["differs"] == "4 questions, 300 there; read by rules (by DeepSeek-V3 there)"
+    scenes = put(parameters(tmp_path/"s"), scene_exam(benchmark("scenes", count=5)), Plain("m", lambda *_: "A"))
+    assert "Nothing here may be compared with scenes" in published([scenes]).note and len(published([scenes])) == len(published())
+
+
+def test_circular_options_of_a_file(tmp_path):
+    p = parameters(tmp_path, benchmark="mcq", file=str(tsv(tmp_path/"a.tsv", [mcq(), mcq(index=1)])), options=dict(circular=True), questions=0)
+    s = put(p, exam_of(p), Plain("a", lambda *_: "A"))
+    assert len(exam_of(p)) == 4 and details(s).rows[0]["score"].value == 0. and details(s).rows[1]["score"].value == .5
+
+
+def test_holm_by_hand():
+    assert holm([.01, .04, .03, .005]) == pytest.approx([.03, .06, .06, .02]) and holm([]) == [] and holm([.9]) == [.9]
+
+
+# --- any image-text-to-text model of transformers
+
+def tiny_llava(folder): # random weights, eight words
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    words = ["<unk>", "<pad>", "<eos>", "<image>", "left", "right", "2", "3"]
+    tokenizer = Tokenizer(models.WordLevel({w: n for n, w in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="<eos>", additional_special_tokens=["<image>"])
+    small = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlavaForConditionalGeneration(LlavaConfig(vision_config=CLIPVisionConfig(image_size=28, patch_size=14, projection_dim=16, **small).to_dict(), text_config=LlamaConfig(vocab_size=8, num_key_value_heads=2, **small).to_dict(), image_token_index=3))
+    template = "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }} {% endif %}{% endfor %}{% endfor %}"
+    processor = LlavaProcessor(CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}), tokenizer, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=template)
+    model.save_pretrained(folder); processor.save_pretrained(folder)
+    return folder
+
+
+def test_a_transformers_model_stands_in_the_table(tmp_path):
+    folder = tiny_llava(tmp_path/"llava")
+    p = parameters(tmp_path, checkpoints=[], others=[f"llava=hf:{folder}"], questions=5, max_tokens=3)
+    exam = exam_of(p)
+    (name, spec), = p.models
+    rows = put_model(p, exam, name, spec) + [put(p, exam, Plain("blind", lambda *_: "left"))]
+    table = results(rows)
+    assert [(r["model"], r["n"], r["asked"]) for r in table.rows] == [("llava", 5, 1.), ("blind", 5, 1.)] and table.rows[0]["tokens"] == 3 and table.rows[0]["seconds"] > 0
+    assert put_model(p, exam, name, spec)[0].rows == rows[0].rows # on record
+    assert against(rows).rows[0]["n"] == 5
