@@ -86,10 +86,10 @@ def _config(asker, job, about, options): # 12 hex digits: all that the answers d
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 def records_of(bank: Bank, outcomes: list, asker, job: Job, options: dict) -> list: # of dict
-    "One row a question, JSON-ready, as `cooper.measure.records` has them."
+    "One row a question, JSON-ready, with what `cooper.measure.records.score` reads."
     config = _config(asker, job, bank.about, options)
     def row(i, o):
-        stamp = hashlib.sha256(json.dumps([i.id, config]).encode()).hexdigest()[:16]
+        stamp = hashlib.sha256(json.dumps([bank.exam.key, i.id, i.words, config]).encode()).hexdigest()[:16]
         known = lambda xs: sum(x or 0 for x in xs)
         return dict(id=i.id, sample=0, stamp=stamp, key=bank.exam.key, exam=bank.name, model=asker.name, mode=f"{job.variant.name} · {job.seen}", config=config,
             variant=job.variant.name, seen=job.seen, kind=i.kind, question=i.question, options=list(i.options), truth=i.answer, reply=o.text, error=o.error, calls=len(o.replies),

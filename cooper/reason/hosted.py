@@ -110,7 +110,7 @@ class Endpoint:
     "An OpenAI-compatible server and one model on it."
     model: str
     base_url: str = "https://api.openai.com/v1"
-    key: str = "OPENAI_API_KEY" # name of the environment variable that holds the key; "": the server wants none
+    key: str = "OPENAI_API_KEY" # name of the environment variable that holds the key; "": the server wants none. Up to 7 characters it counts as no secret ('EMPTY')
     name: str = "" # of the place in the cache; the address, if empty
     price: tuple|None = None # US dollars per million tokens: (prompt, completion); None: not known
     batch_discount: float = 0.5 # what a token in a batch costs relative to that
@@ -961,7 +961,7 @@ class LocalCooper(Asker):
     def __init__(self, cooper, mode: str="direct", name: str="cooper", folder=None, batch_size: int=16, seed: int=0):
         super().__init__(name, folder)
         self.cooper, self.mode, self.batch_size, self.seed, self._weights = cooper, mode, batch_size, seed, weights_hash(cooper.model)
-    def settings(self): return dict(model=self.name, weights=self._weights, mode=self.mode, seed=self.seed)
+    def settings(self): return dict(model=self.name, weights=self._weights, protocol=json.dumps(self.cooper.processor.protocol, default=str), mode=self.mode, seed=self.seed)
     def cannot(self, chat):
         if any(m["role"] == "assistant" for m in chat.messages): return "a COOPER checkpoint takes one turn of a user, and this prompt has several"
         return "" if chat.pictures or self.mode in ("direct", "reason") else f"mode {self.mode} draws maps of a picture, and none is shown"
