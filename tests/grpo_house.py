@@ -10,7 +10,7 @@ def room(k, side=32):
     return Image.radial_gradient("L").resize((side, side)).rotate(37 * k).convert("RGB")
 
 
-def miniature(seed=0, scale=1.0):
+def miniature(seed=0, scale=1.0, kv_heads=2):
     "Model and processor. `scale` > 1 makes its distributions less uniform."
     from cooper.model.modeling import CooperForConditionalGeneration, preset
     from cooper.model.processor import CooperProcessor, tiny_protocol, train_tokenizer
@@ -20,7 +20,7 @@ def miniature(seed=0, scale=1.0):
     processor = CooperProcessor(train_tokenizer(words * 2, vocab_size=288), protocol, clean=(32, 32, 8), vision=(32, 32, 8))
     small = dict(hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2)
     torch.manual_seed(seed)
-    config = preset("tiny", text_config=dict(small, num_key_value_heads=2, vocab_size=300, rms_norm_eps=1e-6, max_position_embeddings=512),
+    config = preset("tiny", text_config=dict(small, num_key_value_heads=kv_heads, vocab_size=300, rms_norm_eps=1e-6, max_position_embeddings=512),
                     vision_config=dict(small, patch_size=8, image_size=64), start_of_image=processor.start_of_image,
                     end_of_image=processor.end_of_image)
     model = CooperForConditionalGeneration(config).eval()

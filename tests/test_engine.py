@@ -1,12 +1,22 @@
-"""Law 4: a request's result does not depend on its company. Mixes of modes, sizes, groups, orders and batch sizes, with and without guidance."""
+"""Law 4: a request's result does not depend on its company. Mixes of modes, sizes, groups, orders and batch sizes, with and without guidance.
+And the machine: places, budgets, cancelling, events, given maps; what is read, what is copied, what fits."""
 import copy, re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import cooper
 import cooper.model.engine as engine_module
+from cooper.core import NotBuilt
+from cooper.measure.speed import PlainCache
+from cooper.model.sequence import pack
+from cooper.model.traces import Trace
+from cooper.model.transformer import Cache
+from grpo_house import miniature, room
 
 ROOMS = [f"data/scenes/test/rgb/{i:06d}.png" for i in range(4)]
 QUESTIONS = ["How many balls are there?", "How many objects are there?", "Which is closer to the camera, the red cube or the blue ball?"]
@@ -148,3 +158,274 @@ def test_only_what_the_protocol_has_is_drawn(tiny):
     engine = scripted(co.engine(), "<think>Where?</think><segmentation>Segment.</segmentation>")
     trace, = engine.run([engine.request(ROOMS[0], QUESTIONS[0], "cooperate")])
     assert trace.drawn == [] and not trace.finished
+
+
+# The machine: places, budgets, cancelling, what is read and what is copied. A few thousand random weights are enough.
+
+
+@pytest.fixture(scope="module")
+def small(): return engine_module.Cooper(*miniature(seed=3, scale=4.0))
+
+
+def steps_of(engine, *requests):
+    "Submits and runs; the phases after each stroke."
+    for r in requests: engine.submit(r)
+    seen = []
+    while engine.step(): seen.append([r.phase for r in requests])
+    return seen
+
+
+def test_a_freed_place_is_taken_by_the_next(small):
+    engine = small.engine(batch_size=2, max_new_tokens=6, temperature=1.0)
+    requests = [engine.request(room(i), "How many cubes are there?", "reason", (i,), max_tokens=n) for i, n in enumerate((2, 6, 3, 4))]
+    seen = steps_of(engine, *requests)
+    for phases in seen: assert sum(p not in ("waits", "done") for p in phases) <= 2
+    third = next(i for i, p in enumerate(seen) if p[2] != "waits")
+    assert seen[third][1] == "writes", "the third begins while the second still writes"
+    assert engine.cache is None and all(r.done for r in requests)
+
+
+def test_company_that_comes_and_goes_does_not_matter(small):
+    "Law 4 with cancellations: who stays says what he says alone."
+    options = dict(max_new_tokens=12, temperature=1.0)
+    modes = ("cooperate", "reason", "perceive", "direct")
+    def make(engine, i, on_event=None): return engine.request(room(i % 3), "Which is closer?", modes[i % 4], (9, i), on_event=on_event)
+    def leaves(i): # every third one gives up: at its fourth token, or at the first step of its drawing
+        return (lambda e: e.request.cancel() if e.kind == "step" or e.request.tokens >= 4 else None) if i % 3 == 0 else None
+    for gather in (0, 1):
+        engine = small.engine(batch_size=4, gather=gather, **options)
+        requests = [make(engine, i, leaves(i)) for i in range(14)]
+        traces = engine.run(requests)
+        assert {r.ended for r in requests[::3]} >= {"cancelled"}
+        for i in (1, 2, 4, 7, 10): alike(traces[i], small.engine(**options).run([make(engine, i)])[0])
+
+
+def test_cancelled_requests_leave_whole_traces(small):
+    engine = small.engine(batch_size=1, max_new_tokens=30, temperature=1.0)
+    waiting = engine.request(room(1), "Which is closer?", "reason")
+    def stop(event):
+        if event.kind == "token" and event.request.tokens == 3: event.request.cancel(); waiting.cancel()
+    first = engine.request(room(0), "Which is closer?", "reason", on_event=stop)
+    a, b = engine.run([first, waiting])
+    assert (a.tokens, a.finished, a.steps[-1].truncated, b.tokens, b.steps) == (3, False, True, 0, [])
+    assert [first.ended, waiting.ended] == ["cancelled"] * 2 and len(b.sequence) == len(waiting.sequence)
+    with torch.no_grad(): scored, _ = small.model.score(pack([a.sequence], small.model.config.geometry), 1.0, engine.vocabulary)
+    np.testing.assert_allclose(scored, a.logprobs, atol=1e-4)
+
+
+def asking(engine, *turns):
+    "A request of mode cooperate that will write these turns."
+    turns = [[*engine.processor.tokenizer.encode(t, add_special_tokens=False), engine.processor.eos] for t in turns]
+    class Scripted(type(engine)):
+        def _wrote(self, r, i, logprob): engine_module.Engine._wrote(self, r, turns[r.turns][len(r.ids) - r.opened], logprob)
+    engine.__class__ = Scripted
+    return engine
+
+
+DEPTH, SEGMENTS, ANSWER = "<think>a</think><depth-estimation>b</depth-estimation>", "<think>a</think><segmentation>b</segmentation>", "<think>a</think><answer>1</answer>"
+
+
+@pytest.mark.parametrize("budget, ended, drawn", [
+    (dict(), "answer", ["depth", "segmentation"]), (dict(max_turns=2), "turns", ["depth"]), (dict(max_pictures=1), "pictures", ["depth"]), (dict(max_pictures=0), "pictures", []),
+    (dict(max_new_tokens=3), "tokens", []), (dict(max_tokens=10), "tokens", ["depth"]), (dict(max_tokens=7), "tokens", []), (dict(max_seconds=1e-9), "seconds", [])])
+def test_budgets_of_a_request(small, budget, ended, drawn):
+    engine = asking(small.engine(max_new_tokens=60), DEPTH, SEGMENTS, ANSWER)
+    r, free = engine.request(room(0), "Which is closer?", "cooperate", **budget), engine.request(room(0), "Which is closer?", "cooperate")
+    trace, other = engine.run([r, free])
+    assert (r.ended, trace.drawn, trace.finished) == (ended, drawn, ended == "answer")
+    assert r.tokens == trace.tokens == sum(map(sum, (s.sampled for s in trace.written))) <= budget.get("max_tokens", 999)
+    assert (free.ended, other.calls) == ("answer", 2), "one budget is nobody else's"
+
+
+@pytest.mark.parametrize("budget, message", [(dict(max_token=3), "max_token is no budget; expected some of max_turns"), (dict(max_tokens=0), "max_tokens is 0"),
+    (dict(max_seconds=-1), "max_seconds is -1"), (dict(max_pictures=1.5), "max_pictures is 1.5"), (dict(top_p=2), "top_p is 2"), (dict(given={"normals": None}), "given has 'normals'; expected some of depth")])
+def test_budgets_that_cannot_be_are_named(small, budget, message):
+    with pytest.raises(ValueError, match=message): small.engine().request(room(0), "Which?", "cooperate", **budget)
+
+
+def test_events_tell_all_of_it(small):
+    engine, events = asking(small.engine(max_new_tokens=60), DEPTH, ANSWER), []
+    trace, = engine.run([engine.request(room(0), "Which is closer?", "cooperate", on_event=events.append)])
+    assert "".join(e.text for e in events if e.kind == "token") == DEPTH + ANSWER and [e.id for e in events if e.kind == "token"] == [i for s in trace.written for i, m in zip(s.ids, s.sampled) if m]
+    assert [(e.k, e.n) for e in events if e.kind == "step"] == [(1, 2), (2, 2)]
+    shown = [e for e in events if e.kind in ("step", "drawn")]
+    assert np.abs(np.asarray(shown[1].preview(), int) - np.asarray(trace.steps[1].picture, int)).max() <= 1, "the preview after the last step is the drawing"
+    assert events[-1].kind == "finished" and events[-1].trace.answer == trace.answer == "1"
+
+
+def test_letters_come_whole(small):
+    engine, events = asking(small.engine(max_new_tokens=60), "é€😀 ok"), []
+    engine.run([engine.request(room(0), "Which?", "direct", on_event=events.append)])
+    texts = [e.text for e in events if e.kind == "token"]
+    assert "".join(texts) == "é€😀 ok" and "" in texts and not any("\ufffd" in t for t in texts)
+
+
+def test_a_prompt_is_read_once(small, monkeypatch):
+    "A group reads its prompt once and everybody's begin; guided contexts read only what is new in them."
+    counted, real = [], engine_module.read
+    def read(model, cache, slots, sequences, positions):
+        counted.append([sum(engine_module.token_count(s, model.config.geometry) for s in x.segments) for x in sequences])
+        return real(model, cache, slots, sequences, positions)
+    monkeypatch.setattr(engine_module, "read", read)
+    engine = small.engine(max_new_tokens=2, temperature=1.0, batch_size=3)
+    group = engine.group(room(0), "How many cubes are there?", "reason", [(i,) for i in range(5)])
+    prompt = sum(engine_module.token_count(s, small.model.config.geometry) for s in group[0].sequence.segments)
+    engine.run(group)
+    assert counted[0] == [prompt + 1] and counted[1] == [1, 1] and sum(map(sum, counted)) == prompt + 5, "those who come later find it in a place that was left"
+    counted.clear()
+    engine = asking(small.engine(max_new_tokens=60, sampler=dict(cfg_text=4.0, cfg_img=2.0)), DEPTH, ANSWER)
+    r, = engine.group(room(0), "How many cubes are there?", "cooperate", [(0,)])
+    trace, = engine.run([r])
+    no_words, no_picture = counted[2]
+    pictures = sum(engine_module.token_count(s, small.model.config.geometry) for s in r.sequence.pictures)
+    assert no_words == len(small.processor.text("<think>a</think>").ids) and no_picture == len(r.sequence.segments[-1].ids) + len(trace.steps[0].ids) < pictures
+
+
+def test_branches_that_cannot_matter_are_not_run(small, monkeypatch):
+    rows, real = [], engine_module.Brush.__call__
+    monkeypatch.setattr(engine_module.Brush, "__call__", lambda self, times: rows.append(len(times)) or real(self, times))
+    for sampler, expected in ((dict(), [1] * 4), (dict(cfg_text=4.0), [2] * 4), (dict(cfg_text=4.0, cfg_img=2.0), [3] * 4), (dict(cfg_img=2.0), [1] * 4),
+                              (dict(cfg_text=4.0, cfg_img=2.0, interval=(0.7, 1.0)), [3, 3, 3, 1]), (dict(cfg_text=4.0, interval=(0.7, 0.95)), [1, 2, 2, 1])):
+        rows.clear()
+        engine = small.engine(sampler=dict(num_timesteps=5, interval=(0.0, 1.0)) | sampler)
+        engine.perceive([room(0)], "depth", [(0,)])
+        assert rows == expected, (sampler, [round(t, 2) for t in engine.sampler.times()])
+
+
+class Largest(TorchDispatchMode):
+    "Remembers the largest new tensor that any operation makes."
+    def __init__(self): super().__init__(); self.numbers = 0
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **kwargs or {})
+        old = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        self.numbers = max([self.numbers, *(t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor) and t.untyped_storage().data_ptr() not in old)])
+        return out
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kv_heads", [2, 1])
+def test_nothing_of_the_context_is_copied_for_a_token_or_a_step(kv_heads):
+    "The largest tensor made while decoding, or in a step of a drawing, has no more numbers after 3000 tokens than after 300: but one for each key, where keys must be hidden."
+    model, _ = miniature(kv_heads=kv_heads)
+    def largest(lengths):
+        cache = Cache(model.config.text_config, 4, 3100, grows=False)
+        cache.lengths[:] = torch.tensor(lengths)
+        with Largest() as word: model.language_model.model.decode(torch.zeros(3, dtype=torch.long), cache, [0, 1, 3], lengths[:2] + lengths[3:])
+        c = engine_module.canvas(model, [2], [lengths[2]], (8, 8, 8), torch.Generator().manual_seed(0))
+        brush = engine_module.Brush(model, cache, [(c, 0)])
+        with Largest() as step: brush([0.5])
+        return word.numbers, step.numbers
+    assert largest([300] * 4) == largest([3000] * 4)
+    assert largest([300, 250, 300, 200])[0] < 1000 and largest([3000, 2500, 3000, 2000])[0] <= 2 * 3001
+    slow = PlainCache(model.config.text_config)
+    slow.layers, slow.lengths[:] = [torch.zeros(2, 1, kv_heads, 3000, 24)] * 2, 3000
+    with Largest() as plain: model.language_model.model.decode(torch.zeros(1, dtype=torch.long), slow, [0], [3000])
+    assert plain.numbers > 3000 * kv_heads * 24, "the test has no power: the plain way copies its context"
+
+
+def test_many_pass_through_a_small_store(small):
+    "500 requests, 16 places: one store, never another, and nothing stays behind."
+    engine, stores = small.engine(batch_size=16, max_new_tokens=3, temperature=1.0), set()
+    requests = [engine.request(room(i % 5), "Which?", "direct", (i,)) for i in range(500)]
+    for r in requests: engine.submit(r)
+    engine._open()
+    size = engine.cache.store.numel()
+    while engine.step():
+        stores.add((engine.cache.store.data_ptr(), engine.cache.store.numel()))
+        assert len(engine.held) <= 16 and len(engine._latents) <= 64
+    assert len(stores) == 1 and stores.pop()[1] == size and all(r.done and r.tokens for r in requests)
+    assert size == engine_module.bytes_per_token(small.model.config.text_config, torch.float32) // 4 * 16 * engine.need(requests[0])
+
+
+def test_what_never_fits_is_refused_and_what_does_not_fit_now_waits(small):
+    engine = small.engine(max_new_tokens=8)
+    long, short = (engine.request(room(0), words, "direct") for words in ("Which is closer? " * 20, "Which?"))
+    need = engine.need(short)
+    per_place = engine_module.bytes_per_token(small.model.config.text_config, torch.float32) * need / 2 ** 30
+    with pytest.raises(engine_module.NoRoom, match="a request may come to .* expected more memory or smaller budgets"): small.engine(max_new_tokens=8, memory=per_place * 1.5).run([long])
+    with pytest.raises(engine_module.NoRoom, match=f"a place has {need}; expected a larger context"): small.engine(max_new_tokens=8, context=need).submit(long)
+    tight = small.engine(max_new_tokens=8, memory=per_place * 2.5)
+    tight.submit(short); more = [tight.submit(tight.request(room(0), "Which?", "direct", (i,))) for i in range(4)]
+    tight.step()
+    assert len(tight.places) == 2 and [r.phase for r in (short, *more)].count("waits") == 3
+    while tight.step(): pass
+    assert all(r.done for r in more)
+    engine.submit(engine.request(room(0), "Which?", "direct")); engine.step(); engine.submit(long); engine.step()
+    assert (long.phase, engine.cache.capacity) == ("waits", need), "the store is too small for it: it waits for the next one"
+    while engine.step(): pass
+    assert long.ended and small.model.training is False
+
+
+def test_capacity_counts_what_is_held(small):
+    c = small.engine(sampler=dict(cfg_text=4.0, cfg_img=2.0)).capacity(memory=1, context=100)
+    text = small.model.config.text_config
+    assert c.weights == sum(p.numel() for p in small.model.parameters()) * 4 and c.contexts == 3
+    assert c.per_token == 2 * 2 * 2 * 24 * 4 == Cache(text, 1).bytes_per_token
+    assert c.requests == int((2 ** 30 - c.weights - c.working) // (100 * 3 * c.per_token + c.latents))
+    assert small.engine().capacity(memory=1e-6).requests == 0
+
+
+def test_a_trace_goes_on_with_another_map(small):
+    engine = asking(small.engine(max_new_tokens=60), DEPTH, SEGMENTS, ANSWER)
+    trace, = engine.run([engine.request(room(0), "Which is closer?", "cooperate")])
+    assert [s.kind for s in trace.steps] == ["write", "draw", "write", "draw", "write"]
+    blank = Image.new("RGB", (32, 32))
+    for kept, drawn in ((0, 2), (1, 2), (2, 1), (3, 1), (4, 0)):
+        r = engine.resumed(trace, kept, given={"depth": blank, "segmentation": blank})
+        again, = engine.run([r])
+        assert [s.ids for s in again.steps] == [s.ids for s in trace.steps] and again.steps[:kept] == trace.steps[:kept]
+        assert sum(not np.asarray(s.picture).any() for s in again.steps if s.kind == "draw") == drawn
+        with torch.no_grad(): scored, _ = small.model.score(pack([again.sequence], small.model.config.geometry), 1.0, engine.vocabulary)
+        assert len(scored) == again.tokens
+    for wrong in (-1, 5): 
+        with pytest.raises(ValueError, match="expected 0 to 4, the trace has 5"): engine.resumed(trace, wrong)
+    other = copy.copy(small.processor); other.protocol = small.processor.protocol | {"system": dict.fromkeys(MODES, "Which?")}
+    with pytest.raises(ValueError, match="begins with other words"): engine_module.Engine(small.model, other).resumed(trace, 1)
+    back = Trace.from_dict(trace.to_dict()) # a trace from a file will do
+    assert engine.run([engine.resumed(back, 2)])[0].answer == "1"
+
+
+def test_its_own_map_gives_the_same_trace(tiny):
+    trace = tiny.ask(ROOMS[0], QUESTIONS[0], "perceive", max_new_tokens=20)
+    engine = tiny.engine(max_new_tokens=20)
+    same, = engine.run([engine.resumed(trace, 1, given={"depth": trace.steps[1].map})])
+    assert [s.ids for s in same.steps] == [s.ids for s in trace.steps] and same.steps[1].map is trace.steps[1].map
+    assert np.abs(np.asarray(same.steps[3].picture, int) - np.asarray(trace.steps[3].picture, int)).max() <= 3, "the second drawing sees the same first"
+
+
+def test_thoughts_choose_steps_guidance_and_resolution(small):
+    protocol = small.processor.protocol | {"sampler": small.processor.protocol["sampler"] | dict(num_timesteps=9, cfg_text=4.0, cfg_img=2.0)}
+    processor = copy.copy(small.processor); processor.protocol = protocol
+    seen = {}
+    for name in engine_module.THOUGHTS:
+        engine = engine_module.Engine(small.model, processor, thought=name)
+        seen[name] = (engine.sampler.num_timesteps - 1, len(engine.sampler.branches()), engine.sampler.resolution)
+        drawn, = engine.perceive([room(0)], "depth", [(0,)])
+        assert drawn.values.shape == (32, 32), "a drawing of half the side is brought to the size of the others"
+    assert seen == dict(full=(8, 3, 1), fast=(4, 3, 1), unguided=(8, 1, 1), draft=(2, 1, 1), small=(4, 1, .5))
+    for wrong, message in ((dict(thought="quick"), "thought is 'quick'; expected one of full, fast"), (dict(thought="fast", sampler=engine_module.Sampler()), "expected one of them"),
+                           (dict(gather=2), "gather is 2"), (dict(memory=0), "memory is 0"), (dict(tokens_per_pass=0), "tokens_per_pass is 0")):
+        with pytest.raises(ValueError, match=message): small.engine(**wrong)
+    with pytest.raises(NotBuilt, match="torch.compile or CUDA graphs"): small.engine(compile=True)
+
+
+def test_small_passes_change_nothing(small):
+    options = dict(temperature=1.0, max_new_tokens=5)
+    requests = lambda e: [e.request(room(i), "Which is closer?", "perceive", (i,)) for i in range(3)]
+    wide, narrow = small.engine(**options), small.engine(tokens_per_pass=40, **options)
+    for a, b in zip(wide.run(requests(wide)), narrow.run(requests(narrow))): alike(a, b)
+    assert engine_module.passes([30, 30, 50, 5, 5], 60) == [[0, 1], [2, 3, 4]] and engine_module.passes([99], 60) == [[0]]
+
+
+def test_the_store_holds_what_the_layers_give(small):
+    "Under autocast that is bfloat16: a store in float32 would be converted, all of it, for every token. Log-probabilities stay within 0.1 of the scorer's under the same autocast."
+    engine = small.engine(max_new_tokens=6, temperature=1.0)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        r = engine.submit(engine.request(room(0), "Which is closer?", "perceive"))
+        engine.step()
+        assert engine.cache.store.dtype == torch.bfloat16
+        while engine.step(): pass
+        trace = engine._trace(r)
+        scored, _ = small.model.score(pack([trace.sequence], small.model.config.geometry), 1.0, engine.vocabulary)
+    np.testing.assert_allclose(scored, trace.logprobs, atol=0.1)
+    assert engine.dtype == torch.float32

@@ -476,8 +476,8 @@ def test_first_velocities(golden, painting):
     for slot, name in enumerate(("gen", "cfg_text", "cfg_img")):
         assert [int(cache.lengths[slot])] == expected["contexts"][name]["kv_lens"] and [positions[slot]] == expected["contexts"][name]["ropes"], name
     canvas = Canvas([0, 1, 2], positions, golden.shape(height, width), t["init_noise"])
-    for branch, name in enumerate(("v_cond", "v_cfg_text", "v_cfg_img")):
-        close(engine_module._velocity(golden.model, cache, [canvas], branch, 1.0)[0], t[f"first_step.{name}"], name)
+    found = engine_module.Brush(golden.model, cache, [(canvas, branch) for branch in range(3)])([1.0] * 3)
+    for v, name in zip(found, ("v_cond", "v_cfg_text", "v_cfg_img")): close(v, t[f"first_step.{name}"], name)
     noised = PictureSegment(None, "noised", latents=torch.zeros(canvas.shape), noise=canvas.x, timestep=1.0)
     batch = pack([Sequence([noised])], golden.geometry, positions=positions[:1])
     close(golden.model.embed(batch, canvas.x), t["first_step.query_embeddings"], "query embeddings")

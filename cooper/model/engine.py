@@ -5,22 +5,27 @@
 # %% ../../nbs/09_engine.ipynb #9ee09143
 from __future__ import annotations
 import hashlib, math, time
+from collections import deque
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Callable
+from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
-from ..core import generator, progress
+from torch.nn import functional as F
+from ..core import NotBuilt, generator, progress
 from .checkpoint import load_model, save_model, warn_if_plain
 from .modalities import decoded_picture, modality
 from .modeling import CooperForConditionalGeneration, log_probabilities
-from .processor import RENORMS, check_number, check_sampler, read_picture
+from .processor import RENORMS, Resize, check_number, check_sampler, read_picture, to_pixels
 from .sequence import PictureSegment, Sequence, TextSegment, pack, shift_timestep, unpatchify
 from .traces import Step, Trace, parse_turn, read_answer
-from .transformer import Cache
+from .transformer import Cache, make_plan
 
 # %% auto #0
-__all__ = ['nucleus', 'pick', 'guide', 'Sampler', 'read', 'Canvas', 'canvas', 'draw', 'decode_drawings', 'Request', 'Engine',
-           'Cooper', 'load']
+__all__ = ['THOUGHTS', 'BUDGETS', 'nucleus', 'pick', 'guide', 'Sampler', 'think', 'read', 'token_count', 'passes', 'Canvas',
+           'canvas', 'Brush', 'denoise', 'latents_of', 'draw', 'decode_drawings', 'Request', 'Event', 'NoRoom',
+           'Engine', 'bytes_per_token', 'Capacity', 'capacity_of', 'Cooper', 'load']
 
 # %% ../../nbs/09_engine.ipynb #fbdfcd66
 def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
@@ -71,8 +76,10 @@ class Sampler:
     interval: tuple[float, float] = (0.4, 1.0) # guidance acts for interval[0] < t <= interval[1]
     renorm: str = "global"
     renorm_min: float = 0.0
+    resolution: float = 1.0 # side of a drawing, as a share of the picture's
     def __post_init__(self):
         check_sampler(vars(self))
+        check_number("Sampler: resolution", self.resolution, 0, 1, above=True)
         self.interval = tuple(self.interval)
     def times(self) -> list[float]:
         "The timesteps, from 1 to 0."
@@ -80,8 +87,23 @@ class Sampler:
     def guided(self, t) -> bool:
         "Is there guidance at timestep t?"
         return self.cfg_text > 1 and self.interval[0] < t <= self.interval[1]
+    def branches(self, t: float | None = None) -> list[int]:
+        "The contexts that matter at timestep t (None: at any): 0 everything, 1 without the words, 2 without the picture."
+        acts = self.guided(t) if t is not None else any(map(self.guided, self.times()[:-1]))
+        return [0, 1, 2][:1 + acts + (acts and self.cfg_img > 1)]
 
 # %% ../../nbs/09_engine.ipynb #2d45ec89
+THOUGHTS = { # name -> share of the checkpoint's steps, guidance?, side of a drawing as a share of the picture's
+    "full": (1, True, 1.0), "fast": (1/2, True, 1.0), "unguided": (1, False, 1.0), "draft": (1/4, False, 1.0), "small": (1/2, False, 0.5)}
+
+def think(thought: str, sampler: Sampler) -> Sampler:
+    "The sampler of a checkpoint, changed to one of `THOUGHTS`."
+    if thought not in THOUGHTS: raise ValueError(f"thought is {thought!r}; expected one of {', '.join(THOUGHTS)}")
+    share, guided, resolution = THOUGHTS[thought]
+    steps = max(1, math.ceil((sampler.num_timesteps - 1) * share))
+    return replace(sampler, num_timesteps=steps + 1, resolution=sampler.resolution * resolution, **({} if guided else dict(cfg_text=1., cfg_img=1.)))
+
+# %% ../../nbs/09_engine.ipynb #88d198ca
 @torch.no_grad()
 def read(
     model: CooperForConditionalGeneration,
@@ -93,18 +115,39 @@ def read(
     "Prefill: append sequences to their slots."
     batch = pack(sequences, model.config.geometry, positions=positions).to(model.device)
     x = model.embed(batch, model.latent_tokens(batch))
-    hidden = model.language_model.model(x, batch, cache, torch.tensor(slots, device=model.device))
+    hidden = model.language_model.model(x, batch, cache, slots)
     ends = torch.tensor(batch.lengths, device=model.device).cumsum(0) - 1
     return hidden[ends], batch.next_positions, hidden
 
-# %% ../../nbs/09_engine.ipynb #62e739b9
-@dataclass
+def token_count(segment, geometry) -> int:
+    "Tokens of a segment."
+    if isinstance(segment, TextSegment): return len(segment.ids)
+    seen = segment.latents if segment.latents is not None else segment.pixels
+    side = geometry.vision_patch if segment.view == "vision" else geometry.latent_patch if segment.latents is not None else geometry.latent_stride
+    return (seen.shape[1] // side) * (seen.shape[2] // side) + 2
+
+def passes(
+    sizes: list[int], # tokens of each
+    most: int, # tokens of a pass; one that has more goes alone
+) -> list[list[int]]:
+    "Cut a row of things into passes that memory can bear."
+    out, room = [], 0
+    for i, n in enumerate(sizes):
+        if not out or n > room: out.append([]); room = most
+        out[-1].append(i); room -= n
+    return out
+
+# %% ../../nbs/09_engine.ipynb #05046c8e
+@dataclass(eq=False)
 class Canvas:
     "A drawing in progress."
     slots: list[int] # cache slots of its contexts: everything, without words, without picture
     positions: list[int] # where each context stands
     shape: tuple[int, int, int] # (C, h, w) of its latents
     x: Tensor # (tokens, channels), starts as noise
+    grid: tuple | None = None # rows and columns it stands for; None: its own
+    step: int = 0 # Euler steps taken
+    v: Tensor | None = None # the last velocity, guided
 
 def canvas(model, slots, positions, shape, generator) -> Canvas:
     "A canvas of pure noise."
@@ -112,27 +155,59 @@ def canvas(model, slots, positions, shape, generator) -> Canvas:
     tokens = (shape[1] // g.latent_patch) * (shape[2] // g.latent_patch)
     return Canvas(slots, positions, shape, torch.randn(tokens, g.latent_patch ** 2 * g.latent_channels, generator=generator).to(model.device))
 
-def _velocity(model, cache, canvases, branch, t):
-    g = model.config.geometry
-    blank = [Sequence([PictureSegment(None, "noised", latents=torch.zeros(c.shape), noise=c.x.cpu(), timestep=t)]) for c in canvases]
-    batch = pack(blank, g, positions=[c.positions[branch] for c in canvases]).to(model.device)
-    x = model.embed(batch, torch.cat([c.x for c in canvases]))
-    hidden = model.language_model.model(x, batch, cache, torch.tensor([c.slots[branch] for c in canvases], device=model.device), commit=False)
-    return model.llm2vae(hidden[batch.latent_at]).float().split(batch.latent_lengths)
+def _where(c: Canvas, g) -> Tensor: # (tokens,) ids into the position table
+    rows, columns = c.shape[1] // g.latent_patch, c.shape[2] // g.latent_patch
+    H, W = c.grid or (rows, columns)
+    return ((torch.arange(rows) * H // rows)[:, None] * g.latent_side + torch.arange(columns) * W // columns).flatten()
 
+# %% ../../nbs/09_engine.ipynb #412686fd
+class Brush:
+    "Velocities of drawings in contexts: packed and planned once."
+    def __init__(self, model: CooperForConditionalGeneration, cache: Cache,
+        rows: list[tuple[Canvas, int]], # a drawing, and in which of its contexts
+    ):
+        self.model, self.cache, self.rows = model, cache, rows
+        blank = [Sequence([PictureSegment(None, "noised", latents=torch.zeros(c.shape), noise=torch.zeros(c.x.shape), timestep=0.)]) for c, _ in rows]
+        self.batch = pack(blank, model.config.geometry, positions=[c.positions[b] for c, b in rows])
+        if any(c.grid for c, _ in rows): # less resolution: tokens are spread over the picture
+            self.batch.latent_positions = torch.cat([_where(c, model.config.geometry) for c, _ in rows])
+        self.batch = self.batch.to(model.device)
+        self.slots = [c.slots[b] for c, b in rows]
+        self.plan = make_plan(self.batch, model.config.text_config, cache, self.slots)
+    @torch.no_grad()
+    def __call__(self, timesteps: list[float]) -> list[Tensor]: # (tokens, channels) of each row
+        "Velocity of every row at its own timestep."
+        lengths, device = self.batch.latent_lengths, self.model.device
+        t = torch.tensor(timesteps, device=device).repeat_interleave(torch.tensor(lengths, device=device), output_size=sum(lengths))
+        x = self.model.embed(replace(self.batch, timesteps=t), torch.cat([c.x for c, _ in self.rows]))
+        hidden = self.model.language_model.model(x, self.batch, self.cache, self.slots, commit=False, plan=self.plan)
+        return self.model.llm2vae(hidden[self.batch.latent_at]).float().split(lengths)
+
+# %% ../../nbs/09_engine.ipynb #3fd90a62
 @torch.no_grad()
+def denoise(model, cache, canvases: list[Canvas], sampler: Sampler, brush: Callable = Brush):
+    "One Euler step of every canvas, each at its own timestep. Contexts that cannot matter there are left out."
+    times = sampler.times()
+    rows = [(c, b) for c in canvases for b in sampler.branches(times[c.step])]
+    found = iter(brush(model, cache, rows)([times[c.step] for c, _ in rows]))
+    for c in canvases:
+        t, nxt = times[c.step], times[c.step + 1]
+        v, *others = [next(found) for _ in sampler.branches(t)]
+        c.v = guide(v, *others, *[None] * (2 - len(others)), sampler.cfg_text, sampler.cfg_img, sampler.renorm, sampler.renorm_min) if others else v
+        c.x, c.step = c.x - c.v * (t - nxt), c.step + 1
+
+def latents_of(model, c: Canvas, x: Tensor) -> Tensor: # (C, h, w)
+    "Latent tokens of a canvas as the autoencoder wants them."
+    p = model.config.geometry.latent_patch
+    return unpatchify(x, c.shape[1] // p, c.shape[2] // p, p)
+
 def draw(model, cache: Cache, canvases: list[Canvas], sampler: Sampler, on_step=None) -> list[Tensor]: # latents (C, h, w) each
-    "Euler steps from noise to latents, all canvases together."
-    times, g = sampler.times(), model.config.geometry
-    for t, nxt in zip(times, times[1:]):
-        v = _velocity(model, cache, canvases, 0, t)
-        if sampler.guided(t):
-            v_text = _velocity(model, cache, canvases, 1, t)
-            v_image = _velocity(model, cache, canvases, 2, t) if sampler.cfg_img > 1 else [None] * len(v)
-            v = [guide(*vs, sampler.cfg_text, sampler.cfg_img, sampler.renorm, sampler.renorm_min) for vs in zip(v, v_text, v_image)]
-        if on_step: on_step(t, [c.x for c in canvases], v)
-        for c, velocity in zip(canvases, v): c.x = c.x - velocity * (t - nxt)
-    return [unpatchify(c.x, c.shape[1] // g.latent_patch, c.shape[2] // g.latent_patch, g.latent_patch) for c in canvases]
+    "From noise to latents, all canvases together; `on_step(t, latents before, velocities)`."
+    for t in sampler.times()[:-1]:
+        before = [c.x for c in canvases]
+        denoise(model, cache, canvases, sampler)
+        if on_step: on_step(t, before, [c.v for c in canvases])
+    return [latents_of(model, c, c.x) for c in canvases]
 
 def decode_drawings(model, latents: list[Tensor]) -> list[Tensor]:
     "Decode drawings, pictures of one size together: pixels (3, H, W) in [-1, 1]."
@@ -142,7 +217,9 @@ def decode_drawings(model, latents: list[Tensor]) -> list[Tensor]:
         for i, p in zip(group, model.decode_latents(torch.stack([latents[i] for i in group])).float().clamp(-1, 1).cpu()): out[i] = p
     return out
 
-# %% ../../nbs/09_engine.ipynb #31f7e673
+# %% ../../nbs/09_engine.ipynb #54727f48
+BUDGETS = ("max_turns", "max_new_tokens", "max_tokens", "max_pictures", "max_seconds")
+
 @dataclass(eq=False)
 class Request:
     "A question on its way."
@@ -155,7 +232,17 @@ class Request:
     opened_text: str = "" # that turn, once said: it belongs to the answer
     prefix: str = "" # forced beginning of the model's own turn
     todo: list = field(default_factory=list) # modalities to draw before writing
-    slot: int = -1 # of the cache; -1: not begun
+    given: dict = field(default_factory=dict) # modality -> picture or map that is looked at instead of a drawing
+    max_turns: int | None = None # budgets; None: the engine's
+    max_new_tokens: int | None = None # in a turn
+    max_tokens: int | None = None # in all turns
+    max_pictures: int | None = None # drawings
+    max_seconds: float | None = None # from the moment it has a place
+    temperature: float | None = None # None: the engine's
+    top_p: float | None = None
+    on_event: Callable | None = None # is called with each `Event`
+    asked: int | None = None # segments of the question; None: all of `sequence`
+    slot: int = -1 # of the store; -1: none
     position: int = 0
     pending: list = field(default_factory=list) # segments to read
     history: list = field(default_factory=list) # segments read so far, pending ones included: the trace's sequence
@@ -164,20 +251,74 @@ class Request:
     ids: list = field(default_factory=list) # the turn being written
     logprobs: list = field(default_factory=list)
     logits: Tensor | None = None # for the next token
+    told: int = 0 # ids of the turn whose text went to `on_event`
+    spoken: int = 0 # ids sampled in closed turns
     wants: str | None = None # modality to draw
+    canvas: Canvas | None = None
+    submitted: bool = False
+    cancelled: bool = False
     done: bool = False
-    finished: bool = False
+    finished: bool = False # with an answer
+    ended: str = "" # why: answer, nothing asked, turns, tokens, pictures, seconds, cancelled, drawn
+    began: float = 0.0
     seconds: float = 0.0
-    def __post_init__(self): self.history, self.words = list(self.sequence.segments), generator(*self.seed, "words")
+    def __post_init__(self):
+        self.history, self.words = list(self.sequence.segments), generator(*self.seed, "words")
+        if self.asked is None: self.asked = len(self.sequence)
+        self.spoken = sum(sum(s.sampled) for s in self.steps if s.kind == "write")
     def say(self, *segments):
         "Put segments into the context."
         self.pending += segments; self.history += segments
-    @property
-    def canvas_generator(self):
-        "The generator of the next drawing's noise."
-        return generator(*self.seed, "drawing", sum(s.kind == "draw" for s in self.steps))
+    def cancel(self):
+        "Give up: its place is free at the next step, in any phase. What it has said so far stays its trace."
+        self.cancelled = True
 
-# %% ../../nbs/09_engine.ipynb #599374d5
+# %% ../../nbs/09_engine.ipynb #68e34003
+from fastcore.basics import patch
+
+@patch(as_prop=True)
+def phase(self: Request) -> str:
+    "waits, looks, writes, draws or done."
+    if self.done or self.slot < 0: return "done" if self.done else "waits"
+    return "looks" if self.pending else "draws" if self.wants else "writes"
+
+@patch(as_prop=True)
+def tokens(self: Request) -> int:
+    "Sampled so far, the turn being written included."
+    return self.spoken + max(0, len(self.ids) - self.opened)
+
+@patch(as_prop=True)
+def turns(self: Request) -> int:
+    "Turns it has written itself."
+    return sum(s.kind == "write" and any(s.sampled) for s in self.steps)
+
+@patch(as_prop=True)
+def drawings(self: Request) -> int:
+    "Maps it has been shown."
+    return sum(s.kind == "draw" for s in self.steps)
+
+@patch(as_prop=True)
+def canvas_generator(self: Request):
+    "The generator of the next drawing's noise."
+    return generator(*self.seed, "drawing", self.drawings)
+
+# %% ../../nbs/09_engine.ipynb #e24627f5
+@dataclass(eq=False)
+class Event:
+    "Something that happened to a request."
+    request: Request
+    kind: str # 'token', 'step' (of a drawing), 'drawn' or 'finished'
+    text: str = "" # token: words that are complete since the last event; '' in the middle of a letter
+    id: int | None = None # token
+    k: int = 0 # step: k of n
+    n: int = 0
+    preview: Callable | None = None # step: gives the picture as it would be now
+    trace: Trace | None = None # finished
+
+# %% ../../nbs/09_engine.ipynb #ab9fb319
+class NoRoom(ValueError):
+    "A request that the store can never hold."
+
 class Engine:
     "Batched interleaved generation. A request's result does not depend on its company."
     def __init__(self, model, processor, *,
@@ -185,86 +326,327 @@ class Engine:
         temperature: float = 0.0, # 0: greedy
         top_p: float = 1.0,
         max_turns: int | None = None, # turns of a cooperate request; None or 0: the protocol's
-        batch_size: int = 32, # requests at once
-        sampler: dict | Sampler | None = None): # changes to the protocol's sampler
-        check_number("Engine: temperature", temperature, 0); check_number("Engine: top_p", top_p, 0, 1, above=True); check_number("Engine: batch_size", batch_size, 1, whole=True)
-        for name, value in (("max_new_tokens", max_new_tokens), ("max_turns", max_turns)): check_number(f"Engine: {name}", 0 if value is None else value, 0, whole=True)
-        if not isinstance(sampler, (dict, Sampler, type(None))): raise ValueError(f"Engine: sampler is {sampler!r}; expected a dict or a Sampler")
-        unknown = set(sampler) - {f.name for f in fields(Sampler)} if isinstance(sampler, dict) else ()
-        if unknown: raise ValueError(f"Engine: sampler has {', '.join(sorted(unknown))}; expected some of {', '.join(f.name for f in fields(Sampler))}")
+        max_tokens: int | None = None, # of all turns of a request; None: no limit but those of the turns
+        max_pictures: int | None = None, # drawings of a request; None: no limit but that of the turns
+        max_seconds: float | None = None, # of a request, from the moment it has a place; None: no limit
+        batch_size: int = 32, # requests at once; more wait in a queue
+        thought: str = "full", # one of `THOUGHTS`: steps, guidance and resolution of drawings
+        sampler: dict | Sampler | None = None, # changes to the sampler of that thought; a `Sampler` stands for itself
+        memory: float | None = None, # GiB for keys and values; None: on a GPU 80 % of what is free, else no limit
+        context: int | None = None, # tokens of a place; None: as many as the requests at hand may come to
+        gather: float = 0.5, # drawings begin when this share of the requests at work wants to draw; 0: at once
+        tokens_per_pass: int = 16384, # of prompts or drawings
+        compile: bool = False):
+        if compile: raise NotBuilt("decoding with torch.compile or CUDA graphs", "Engine(compile=False) runs the layers as they are")
+        check_number("Engine: temperature", temperature, 0); check_number("Engine: top_p", top_p, 0, 1, above=True); check_number("Engine: gather", gather, 0, 1)
+        for name, value in (("batch_size", batch_size), ("tokens_per_pass", tokens_per_pass)): check_number(f"Engine: {name}", value, 1, whole=True)
+        for name, value in (("max_new_tokens", max_new_tokens), ("max_turns", max_turns)):
+            check_number(f"Engine: {name}", 0 if value is None else value, 0, whole=True)
+        for name, value in (("max_tokens", max_tokens), ("context", context)): check_number(f"Engine: {name}", 1 if value is None else value, 1, whole=True)
+        check_number("Engine: max_pictures", max_pictures or 0, 0, whole=True)
+        for name, value in (("max_seconds", max_seconds), ("memory", memory)): check_number(f"Engine: {name}", 1 if value is None else value, 0, above=True)
         self.model, self.processor, self.protocol = model, processor, processor.protocol
-        self.temperature, self.top_p, self.batch_size = temperature, top_p, batch_size
+        self.sampler = _sampler(self.protocol, thought, sampler)
+        self.temperature, self.top_p, self.batch_size, self.gather = temperature, top_p, batch_size, gather
         self.max_turns, self.max_new_tokens = max_turns or self.protocol["max_turns"], max_new_tokens or self.protocol["max_new_tokens"]
-        self.sampler = sampler if isinstance(sampler, Sampler) else Sampler(**(self.protocol["sampler"] | (sampler or {})))
+        self.max_tokens, self.max_pictures, self.max_seconds = max_tokens, max_pictures, max_seconds
+        self.memory, self.context, self.tokens_per_pass = memory, context, tokens_per_pass
         self.vocabulary = processor.vocabulary
+        self.queue, self.cache, self._keys, self._latents = deque(), None, WeakKeyDictionary(), {}
     @property
     def recorded_temperature(self) -> float:
         "The temperature of recorded log-probabilities; greedy decoding records those of temperature 1."
         return self.temperature or 1.0
 
-    def request(self, picture, question: str, mode: str = "cooperate", seed: tuple = (0,)) -> Request:
-        "A request from a picture (or several) and a question."
-        if not isinstance(question, str) or not question.strip(): raise ValueError(f"request: question is {question!r}; expected words")
-        pictures = [read_picture(p) for p in (picture if isinstance(picture, (list, tuple)) else [picture])]
-        if not pictures and mode in ("perceive", "cooperate"): raise ValueError(f"request: mode {mode} draws maps of a picture and there is none; expected at least one")
-        return Request(self.processor.prompt(mode, pictures, question), mode, question, pictures, tuple(seed), opening=self.protocol["opening"].get(mode, ""),
-                       prefix=self.protocol["prefix"].get(mode, ""), todo=list(self.protocol["modalities"]) if mode == "perceive" else [])
+def _sampler(protocol, thought, changes):
+    if not isinstance(changes, (dict, Sampler, type(None))): raise ValueError(f"Engine: sampler is {changes!r}; expected a dict or a Sampler")
+    if isinstance(changes, Sampler):
+        if thought != "full": raise ValueError(f"Engine: thought is {thought!r} and sampler a whole Sampler; expected one of them, or changes as a dict")
+        return changes
+    unknown = set(changes or ()) - {f.name for f in fields(Sampler)}
+    if unknown: raise ValueError(f"Engine: sampler has {', '.join(sorted(unknown))}; expected some of {', '.join(f.name for f in fields(Sampler))}")
+    return replace(think(thought, Sampler(**protocol["sampler"])), **(changes or {}))
 
-    def group(self, picture, question, mode, seeds: list[tuple]) -> list[Request]:
-        "Several requests of one prompt, which is built and read once."
-        if not seeds: raise ValueError("group: there are no seeds; expected one for each request")
-        first = self.request(picture, question, mode, seeds[0])
-        return [first] + [replace(first, seed=tuple(s), todo=list(first.todo), pending=[], steps=[], ids=[], logprobs=[]) for s in seeds[1:]]
+# %% ../../nbs/09_engine.ipynb #4ce7afe6
+@patch
+def request(self: Engine,
+    picture, # path or PIL picture, or a list of them
+    question: str,
+    mode: str = "cooperate",
+    seed: tuple = (0,), # (run seed, step, prompt, k)
+    given: dict | None = None, # modality -> picture or map that is looked at instead of a drawing
+    on_event: Callable | None = None, # is called with each `Event`
+    **budgets, # some of `BUDGETS`, temperature, top_p
+) -> Request:
+    "A request from a picture (or several) and a question."
+    if not isinstance(question, str) or not question.strip(): raise ValueError(f"request: question is {question!r}; expected words")
+    pictures = [read_picture(p) for p in (picture if isinstance(picture, (list, tuple)) else [picture])]
+    if not pictures and mode in ("perceive", "cooperate"):
+        raise ValueError(f"request: mode {mode} draws maps of a picture and there is none; expected at least one")
+    return Request(self.processor.prompt(mode, pictures, question), mode, question, pictures, tuple(seed),
+                   opening=self.protocol["opening"].get(mode, ""), prefix=self.protocol["prefix"].get(mode, ""),
+                   todo=list(self.protocol["modalities"]) if mode == "perceive" else [],
+                   given=self._given(given), on_event=on_event, **_budgets(budgets))
 
-    @torch.no_grad()
-    def run(self, requests: list[Request], show_progress: bool = False) -> list[Trace]:
-        "Run requests to their ends, each once; traces come in the order of the requests."
-        again = len(requests) - len({id(r) for r in requests if r.slot < 0})
-        if again: raise ValueError(f"run: {again} of {len(requests)} requests were run before or stand here twice; expected new ones, from `request` or `group`")
-        was, bar = self.model.training, progress(total=len(requests), desc="traces") if show_progress else None
-        self.model.eval()
-        try:
-            for i in range(0, len(requests), self.batch_size): self._run(requests[i:i + self.batch_size], bar)
-        finally: self.model.train(was)
-        return [self._trace(r) for r in requests]
-
-# %% ../../nbs/09_engine.ipynb #3fd90a62
-from fastcore.basics import patch
+def _budgets(given):
+    unknown = set(given) - {*BUDGETS, "temperature", "top_p"}
+    if unknown: raise ValueError(f"request: {', '.join(sorted(unknown))} is no budget; expected some of {', '.join(BUDGETS)}, temperature, top_p")
+    for name, value in given.items():
+        if value is not None: check_number(f"request: {name}", value, 0, 1 if name == "top_p" else math.inf, whole=name in BUDGETS[:4],
+                                     above=name not in ("temperature", "max_pictures"))
+    return given
 
 @patch
-def _run(self: Engine, requests, bar):
-    start, c = time.perf_counter(), self.model.config.text_config
-    slots = len(requests) * (3 if self.sampler.cfg_text > 1 else 1)
-    self.cache = Cache(c, slots, device=self.model.device, dtype=self.model.dtype)
-    self._begin(requests)
-    while active := [r for r in requests if not r.done]:
-        self._read(active)
-        self._write([r for r in active if r.ids])
-        self._draw([r for r in active if r.wants])
-        for r in active:
-            if r.done: r.seconds = time.perf_counter() - start; bar and bar.update()
-    self.cache = None
-
-def _with_latents(sequence, model):
-    def known(s):
-        if not isinstance(s, PictureSegment) or s.view != "clean" or s.latents is not None: return s
-        return replace(s, latents=model.encode_pictures(s.pixels[None].to(model.device))[0].cpu())
-    return Sequence([known(s) for s in sequence.segments])
+def _given(self: Engine, given): # checked, and read
+    unknown = set(given or ()) - set(self.protocol["modalities"])
+    if unknown: raise ValueError(f"request: given has {', '.join(map(repr, sorted(unknown)))}; expected some of {', '.join(self.protocol['modalities'])}")
+    return {name: m if isinstance(m, modality(name).map_type) else read_picture(m) for name, m in (given or {}).items()}
 
 @patch
-def _begin(self: Engine, requests):
-    firsts = {}
-    for slot, r in enumerate(requests):
-        r.slot = slot
-        if id(r.sequence) not in firsts: firsts[id(r.sequence)] = (r, _with_latents(r.sequence, self.model))
-    heads = list(firsts.values())
-    _, positions, _ = read(self.model, self.cache, [r.slot for r, _ in heads], [s for _, s in heads], [0] * len(heads))
-    reached = {id(r.sequence): p for (r, _), p in zip(heads, positions)}
-    for r in requests:
-        first, sequence = firsts[id(r.sequence)]
-        if first is not r: self.cache.copy(first.slot, r.slot)
-        r.position, r.history = reached[id(r.sequence)], list(sequence.segments)
-    for r in requests: self._next(r)
+def group(self: Engine, picture, question, mode, seeds: list[tuple], **budgets) -> list[Request]:
+    "Several requests of one prompt, which is built and read once."
+    if not seeds: raise ValueError("group: there are no seeds; expected one for each request")
+    first = self.request(picture, question, mode, seeds[0], **budgets)
+    return [first] + [replace(first, seed=tuple(s), todo=list(first.todo), pending=[], steps=[], ids=[], logprobs=[]) for s in seeds[1:]]
+
+# %% ../../nbs/09_engine.ipynb #709f4a29
+@patch
+@torch.no_grad()
+def step(self: Engine) -> bool: # is anything left to do?
+    "One stroke: places change hands; then whoever looks reads all of it, whoever writes gets a token, whoever draws takes a step."
+    self._leave()
+    self._enter()
+    self._read(self._in("looks"))
+    self._write(self._in("writes"))
+    self._draw(self._in("draws"))
+    if not self.queue and not self.active: self._drop()
+    return bool(self.queue or self.active)
+
+@patch
+def _in(self: Engine, phase) -> list: # requests in a phase, by slot
+    return [r for _, r in sorted(self.active.items()) if r.phase == phase]
+
+@patch(as_prop=True)
+def active(self: Engine) -> dict:
+    "Requests that have a place, by slot."
+    return {s: r for s, r in enumerate(self.places if self.cache is not None else ()) if r is not None}
+
+@patch
+def submit(self: Engine, request: Request) -> Request:
+    "Put a request into the queue. NoRoom if no store of this engine could hold it; ValueError if it was here before."
+    if request.submitted: raise ValueError("submit: the request was run before; expected a new one, from `request`, `group` or `resumed`")
+    for name in (*BUDGETS, "temperature", "top_p"):
+        if getattr(request, name) is None: setattr(request, name, getattr(self, name))
+    self._fits(request)
+    request.submitted = True
+    self.queue.append(request)
+    return request
+
+@patch
+def run(self: Engine, requests: list[Request], show_progress: bool = False) -> list[Trace]:
+    "Run requests to their ends, each once; traces come in the order of the requests."
+    again = len(requests) - len({id(r) for r in requests if not r.submitted})
+    if again:
+        raise ValueError(f"run: {again} of {len(requests)} requests were run before or stand here twice; expected new ones, from `request` or `group`")
+    bar = progress(total=len(requests), desc="traces") if show_progress else None
+    try:
+        for r in requests: self.submit(r)
+        if self.cache is None and requests: self._open(len(requests))
+        left = list(requests)
+        while left:
+            self.step()
+            going = [r for r in left if not r.done]
+            if bar: bar.update(len(left) - len(going))
+            left = going
+    except BaseException: self._shut(); raise
+    return [self._trace(r) for r in requests]
+
+# %% ../../nbs/09_engine.ipynb #e83e81e6
+@patch
+def need(self: Engine, r: Request) -> int:
+    "Tokens that a request may come to at most, a drawing in progress included."
+    g, turns = self.model.config.geometry, {"draw": 0, "cooperate": max(1, (r.max_turns or self.max_turns) - r.turns)}.get(r.mode, 1)
+    n = sum(token_count(s, g) for s in r.sequence.segments) + len(self.processor.text(r.opening).ids) * bool(r.opening)
+    spare = math.inf if (m := r.max_tokens or self.max_tokens) is None else m
+    n += min(turns * (r.max_new_tokens or self.max_new_tokens), spare) + turns * (2 + len(self.processor.text(r.prefix).ids))
+    asked = (turns - 1 if r.mode == "cooperate" else 0) if r.max_pictures is None else min(turns - 1, max(0, r.max_pictures - r.drawings))
+    drawings = len(r.todo) + bool(r.wants) + (asked if r.mode == "cooperate" else 0)
+    if not drawings or not r.pictures: return int(n)
+    kinds = [modality(name, self.protocol) for name in self.protocol["modalities"]]
+    requests = max((len(self.processor.text(m.request).ids) for m in kinds), default=0) if r.todo else 0
+    (C, h, w), views = self._shape(r, 1.0), self._looks(r)
+    back = max((sum(views[v] for v in m.views) for m in kinds), default=0) + (len(self.processor.reflection().ids) if r.mode == "cooperate" else 0)
+    return int(n + drawings * (requests + (back if r.mode != "draw" else 0)) + (h * w) // g.latent_patch ** 2 + 2)
+
+@patch
+def _looks(self: Engine, r) -> dict: # tokens of a drawing in each view
+    g, (w, h) = self.model.config.geometry, Resize(*self.processor.clean).size(*r.pictures[-1].size)
+    W, H = Resize(*self.processor.vision).size(w, h)
+    return {"clean": (h // g.latent_stride) * (w // g.latent_stride) + 2, "vision": (H // g.vision_patch) * (W // g.vision_patch) + 2}
+
+@patch
+def _shape(self: Engine, r, resolution=None): # (C, h, w) of a drawing's latents
+    g, share = self.model.config.geometry, self.sampler.resolution if resolution is None else resolution
+    w, h = Resize(*self.processor.clean).size(*r.pictures[-1].size)
+    down = self.model.config.latent_downsample
+    return (g.latent_channels, *(max(1, round(side * share / g.latent_stride)) * g.latent_stride // down for side in (h, w)))
+
+# %% ../../nbs/09_engine.ipynb #2eb35bb6
+@patch(as_prop=True)
+def _room(self: Engine) -> float: # bytes for keys and values
+    if self.memory is not None: return self.memory * 2 ** 30
+    held = self.cache.store.numel() * self.cache.store.element_size() if self.cache is not None else 0
+    return 0.8 * (torch.cuda.mem_get_info(self.model.device)[0] + held) if self.model.device.type == "cuda" else math.inf
+
+@patch
+def _place_bytes(self: Engine, context): # of a place with its slots for guidance
+    return context * bytes_per_token(self.model.config.text_config, self.dtype) * len(self.sampler.branches())
+
+@patch(as_prop=True)
+def dtype(self: Engine): # of keys and values: what the layers hand over, or a context would be converted for every token
+    device = self.model.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.model.dtype
+
+@patch
+def _fits(self: Engine, r):
+    need = self.need(r)
+    if self.context is not None and need > self.context:
+        raise NoRoom(f"a request may come to {need} tokens, and a place has {self.context}; "
+                     f"expected a larger context or smaller budgets ({', '.join(BUDGETS[:4])})")
+    if self._place_bytes(need) > self._room:
+        raise NoRoom(f"a request may come to {need} tokens, {_gib(self._place_bytes(need))} of keys and values, and there are {_gib(self._room)}; "
+                     f"expected more memory or smaller budgets ({', '.join(BUDGETS[:4])})")
+
+@patch
+def _open(self: Engine, most: int | None = None):
+    "Take the store: as many places as are wanted and fit, each for the longest request that waits."
+    context = self.context or max(self.need(r) for r in self.queue)
+    fit = self._room / self._place_bytes(context)
+    if fit < 1: raise NoRoom(f"a place of {context} tokens takes {_gib(self._place_bytes(context))} of keys and values, and there are {_gib(self._room)}")
+    n = int(min(self.batch_size, fit, most or math.inf))
+    self.cache = Cache(self.model.config.text_config, n * len(self.sampler.branches()), context, self.model.device, self.dtype, grows=False)
+    self.places, self.held, self._brushes, self.was = [None] * n, {}, [], self.model.training
+    self.model.eval()
+
+@patch
+def _drop(self: Engine):
+    "Give the store back."
+    if self.cache is not None: self.model.train(self.was)
+    self.cache, self.held, self._brushes = None, {}, []
+    self._latents.clear() # weights may change before the next request comes
+
+@patch
+def _shut(self: Engine):
+    "Give up: requests that are still here are forgotten."
+    self.queue.clear(); self._drop()
+
+# %% ../../nbs/09_engine.ipynb #ce09b8fa
+@patch
+def _enter(self: Engine):
+    if not self.queue: return
+    if self.cache is None: self._open()
+    for slot in [s for s, r in enumerate(self.places) if r is None]:
+        if not self.queue: return
+        if self.need(self.queue[0]) > self.cache.capacity:
+            if not self.active: self._drop(); self._enter()
+            return
+        self._begin(self.queue.popleft(), slot)
+
+@patch
+def _begin(self: Engine, r: Request, slot: int):
+    self.places[slot], r.slot, r.began = r, slot, time.perf_counter()
+    r.history = [self._with_latents(s) for s in r.sequence.segments]
+    r.pending = list(r.history)
+    if not r.wants: self._next(r)
+
+@patch
+def _leave(self: Engine):
+    "Whoever was cancelled, or has had its time, goes."
+    for r in [*self.active.values(), *(r for r in list(self.queue) if r.cancelled)]:
+        late = r.max_seconds is not None and r.slot >= 0 and time.perf_counter() - r.began > r.max_seconds
+        if not r.cancelled and not late: continue
+        if len(r.ids) > r.opened: self._turn(r)
+        if r.slot < 0: self.queue.remove(r)
+        self._end(r, "cancelled" if r.cancelled else "seconds")
+
+@patch
+def _end(self: Engine, r: Request, why: str, finished: bool = False):
+    "Its last transition: the place is free, the trace is whole."
+    r.done, r.ended, r.finished, r.ids, r.logits, r.canvas, r.wants, r.pending = True, why, finished, [], None, None, None, []
+    if r.slot >= 0: r.seconds, self.places[r.slot] = time.perf_counter() - r.began, None
+    self._tell(r, "finished", trace=self._trace(r) if r.on_event else None)
+
+@patch
+def _tell(self: Engine, r, kind, **what):
+    if r.on_event: r.on_event(Event(r, kind, **what))
+
+@patch
+def _trace(self: Engine, r: Request) -> Trace:
+    return Trace(mode=r.mode, question=r.question, pictures=r.pictures, steps=r.steps, sequence=Sequence(r.history), tokens=r.tokens,
+                 seconds=r.seconds, finished=r.finished)
+
+# %% ../../nbs/09_engine.ipynb #7a5c1ce7
+@patch
+def _key(self: Engine, s): # equal for segments that are read as the same
+    if isinstance(s, TextSegment): return s.ids
+    if s not in self._keys:
+        seen = s.pixels if s.pixels is not None else s.latents
+        self._keys[s] = (s.view, tuple(seen.shape), hashlib.sha256(seen.float().contiguous().cpu().numpy().tobytes()).hexdigest())
+    return self._keys[s]
+
+@patch
+def _with_latents(self: Engine, s):
+    "A picture that is seen as clean latents is encoded once; the latents stay with the sequence, and the scorer reads the very same numbers."
+    if not isinstance(s, PictureSegment) or s.view != "clean" or s.latents is not None: return s
+    key = self._key(s)
+    if key not in self._latents:
+        if len(self._latents) >= 64: self._latents.pop(next(iter(self._latents)))
+        self._latents[key] = self.model.encode_pictures(s.pixels[None].to(self.model.device))[0].cpu()
+    return replace(s, latents=self._latents[key])
+
+@patch
+def _common(self: Engine, a: list, b: list, most: float = math.inf) -> tuple: # segments, tokens, positions
+    "How far two contexts are the same, as whole segments and at most `most` tokens."
+    n = tokens = position = 0
+    for x, y in zip(a, b):
+        size = token_count(x, self.model.config.geometry)
+        if self._key(x) != self._key(y) or tokens + size > most: break
+        n, tokens, position = n + 1, tokens + size, position + (size if isinstance(x, TextSegment) else 1)
+    return n, tokens, position
+
+@patch
+def _prefill(self: Engine, jobs: list) -> dict: # slot -> (position, hidden state of the last token)
+    "Read (slot, segments, position) into the store; position None: the slot is taken over, and may begin with what stands elsewhere."
+    now, later, out = [], [], {}
+    for slot, segments, position in jobs:
+        if position is None:
+            source, (n, tokens, at) = max(((s, self._common(held, segments[:-1], int(self.cache.lengths[s]))) for s, held in self.held.items()),
+                                          key=lambda x: x[1][1], default=(slot, (0, 0, 0)))
+            if any(self._common(other, segments[:-1])[1] > tokens for other, _ in now): later.append((slot, segments, None)); continue
+            if source != slot: self.cache.copy(source, slot, tokens)
+            self.cache.lengths[slot] = tokens
+            self.held[slot] = segments # as far as it is read
+            now.append((segments, (slot, segments[n:], at)))
+        else: now.append(([], (slot, segments, position)))
+    now = [job for _, job in now]
+    for part in passes([sum(token_count(s, self.model.config.geometry) for s in segments) for _, segments, _ in now], self.tokens_per_pass):
+        slots, segments, at = zip(*(now[i] for i in part))
+        last, positions, _ = read(self.model, self.cache, list(slots), [Sequence(s) for s in segments], list(at))
+        out |= dict(zip(slots, zip(positions, last)))
+    return out | (self._prefill(later) if later else {})
+
+@patch
+def _read(self: Engine, waiting):
+    "Read what is pending; whoever writes next keeps the logits after its last token."
+    if not waiting: return
+    new = {r.slot for r in waiting if not r.position}
+    found = self._prefill([(r.slot, r.pending, None if r.slot in new else r.position) for r in waiting])
+    for r in waiting:
+        r.position, r.pending = found[r.slot][0], []
+        if r.slot in new: self.held[r.slot] = r.history # goes on with the request
+    writers = [r for r in waiting if r.ids]
+    if writers:
+        for r, logits in zip(writers, self.model.language_model.lm_head(torch.stack([found[r.slot][1] for r in writers]))): r.logits = logits
 
 @patch
 def _next(self: Engine, r: Request):
@@ -278,35 +660,42 @@ def _next(self: Engine, r: Request):
         return
     if r.opening: r.say(self.processor.text(r.opening)); r.opened_text, r.opening = r.opening, ""
     begin = self.processor.text(r.prefix, open=True)
-    r.ids, r.logprobs, r.opened = list(begin.ids), [math.nan] * len(begin.ids), len(begin.ids)
+    r.ids, r.logprobs, r.opened, r.told = list(begin.ids), [math.nan] * len(begin.ids), len(begin.ids), len(begin.ids)
     r.pending.append(begin)
 
-# %% ../../nbs/09_engine.ipynb #54727f48
-@patch
-def _read(self: Engine, active):
-    waiting = [r for r in active if r.pending]
-    if not waiting: return
-    last, positions, _ = read(self.model, self.cache, [r.slot for r in waiting], [Sequence(r.pending) for r in waiting], [r.position for r in waiting])
-    for r, p, logits in zip(waiting, positions, self.model.language_model.lm_head(last)): r.position, r.pending, r.logits = p, [], logits
-
-# %% ../../nbs/09_engine.ipynb #7d2752a8
+# %% ../../nbs/09_engine.ipynb #80121fca
 @patch
 def _write(self: Engine, writers):
-    writing = list(writers)
-    while writing:
-        logp = log_probabilities(torch.stack([r.logits for r in writing]), self.recorded_temperature, self.vocabulary)
-        chosen = pick(logp, self.temperature, self.top_p, [r.words for r in writing])
-        for r, i, l in zip(writing, chosen.tolist(), logp.gather(-1, chosen[:, None])[:, 0].tolist()): r.ids.append(i); r.logprobs.append(l)
-        for r in writing:
-            if r.ids[-1] == self.processor.eos or len(r.ids) - r.opened >= self.max_new_tokens: self._close(r)
-        writing = [r for r in writing if r.ids]
-        if not writing: break
-        for r in writing: r.pending = [TextSegment((r.ids[-1],))]
-        self._read(writing)
+    kinds = {}
+    for r in writers: kinds.setdefault((r.temperature, r.top_p), []).append(r)
+    for (temperature, top_p), rows in kinds.items():
+        logp = log_probabilities(torch.stack([r.logits for r in rows]), temperature or 1.0, self.vocabulary)
+        chosen = pick(logp, temperature, top_p, [r.words for r in rows])
+        for r, i, l in zip(rows, *torch.stack([chosen.double(), logp.gather(-1, chosen[:, None])[:, 0].double()]).tolist()): self._wrote(r, int(i), l)
+    going = [r for r in writers if r.ids]
+    if not going: return
+    hidden = self.model.language_model.model.decode(torch.tensor([r.ids[-1] for r in going], device=self.model.device), self.cache,
+                                                    [r.slot for r in going], [r.position for r in going])
+    for r, logits in zip(going, self.model.language_model.lm_head(hidden)): r.position, r.logits = r.position + 1, logits
 
-# %% ../../nbs/09_engine.ipynb #633722ad
 @patch
-def _close(self: Engine, r: Request):
+def _wrote(self: Engine, r: Request, i: int, logprob: float):
+    r.ids.append(i); r.logprobs.append(logprob)
+    if r.on_event: self._tell(r, "token", id=i, text=self._news(r))
+    n = len(r.ids) - r.opened
+    if i == self.processor.eos or n >= r.max_new_tokens or r.max_tokens is not None and r.tokens >= r.max_tokens: self._close(r)
+
+@patch
+def _news(self: Engine, r) -> str: # text since the last event, once its last letter is whole
+    text = self.processor.decode(r.ids[r.told:])
+    if text.endswith("�"): return ""
+    r.told = len(r.ids)
+    return text
+
+# %% ../../nbs/09_engine.ipynb #72f5cde5
+@patch
+def _turn(self: Engine, r: Request) -> tuple: # text, was it cut off?, what is not read yet
+    "Put what was written into history and steps."
     truncated = r.ids[-1] != self.processor.eos
     learn = [False] * r.opened + [True] * (len(r.ids) - r.opened)
     rest = [r.ids[-1]]
@@ -316,40 +705,50 @@ def _close(self: Engine, r: Request):
     text = self.processor.decode(r.ids[1:-1])
     if not text.lstrip().startswith(r.opened_text): text = r.opened_text + text # the model may open the answer once more
     r.steps.append(Step(kind="write", text=text, ids=segment.ids, logprobs=segment.logprobs, sampled=segment.learn, truncated=truncated))
-    turn, turns = parse_turn(text), sum(s.kind == "write" and any(s.sampled) for s in r.steps)
-    r.ids, r.logits = [], None
-    if r.mode == "cooperate" and turn.answer is None and turn.request in self.protocol["modalities"] and not truncated and turns < self.max_turns:
-        r.wants, r.pending = turn.request, [TextSegment(rest)] # the end token is read before the drawing begins
-    else: r.done, r.finished = True, not truncated and read_answer(text, r.mode)[0] is not None
+    r.spoken, r.ids, r.logits = r.spoken + sum(learn), [], None
+    return text, truncated, rest
 
-# %% ../../nbs/09_engine.ipynb #57f669a8
+@patch
+def _close(self: Engine, r: Request):
+    text, truncated, rest = self._turn(r)
+    turn, asks = parse_turn(text), False
+    if r.mode == "cooperate" and turn.answer is None and not truncated: asks = turn.request in self.protocol["modalities"]
+    spent = ("turns" if r.turns >= r.max_turns else "pictures" if r.max_pictures is not None and r.drawings >= r.max_pictures
+             else "tokens" if r.max_tokens is not None and r.tokens >= r.max_tokens else "")
+    if asks and not spent: r.wants, r.pending = turn.request, [TextSegment(rest)]; return # the end token is read before the drawing begins
+    answered = not truncated and read_answer(text, r.mode)[0] is not None
+    self._end(r, "tokens" if truncated else "answer" if answered else spent if asks else "nothing asked", answered)
+
+# %% ../../nbs/09_engine.ipynb #55a40a8b
 @patch
 def _draw(self: Engine, drawers):
-    if not drawers: return
-    self._read(drawers)
-    for r, pixels in zip(drawers, self._drawings(drawers)): self._look(r, pixels)
+    for r in [r for r in drawers if r.wants in r.given]: self._look(r, r.given[r.wants])
+    drawers = [r for r in drawers if r.wants and not r.pending]
+    new, at_work = [r for r in drawers if r.canvas is None], len(self.active)
+    if new and (len(drawers) >= self.gather * at_work or not self._in("writes") + self._in("looks")): self._take_up(new)
+    drawing = [r for r in drawers if r.canvas is not None]
+    if not drawing: return
+    denoise(self.model, self.cache, [r.canvas for r in drawing], self.sampler, self._brush)
+    steps = self.sampler.num_timesteps - 1
+    for r in drawing: self._tell(r, "step", k=r.canvas.step, n=steps, preview=r.on_event and self._preview(r.canvas))
+    ready = [r for r in drawing if r.canvas.step == steps]
+    drawn = decode_drawings(self.model, [latents_of(self.model, r.canvas, r.canvas.x) for r in ready])
+    for r, pixels in zip(ready, drawn): self._look(r, self._full(r, pixels))
 
 @patch
-def _drawings(self: Engine, drawers) -> list: # pixels of one drawing each
-    return decode_drawings(self.model, draw(self.model, self.cache, self._canvases(drawers), self.sampler))
-
-@patch
-def _shape(self: Engine, r):
-    clean = self.processor.picture(r.pictures[-1], views=("clean",))[0].pixels
-    down = self.model.config.latent_downsample
-    return (self.model.config.geometry.latent_channels, clean.shape[1] // down, clean.shape[2] // down)
-
-@patch
-def _canvases(self: Engine, drawers) -> list:
-    at = {r.slot: r.position for r in drawers} # cache slot -> position it has reached
-    n, guided = self.cache.lengths.shape[0] // 3, self.sampler.cfg_text > 1
-    slots = {r.slot: [r.slot, n + 2 * r.slot, n + 2 * r.slot + 1] if guided else [r.slot] for r in drawers}
-    if guided:
-        contexts = {s: c for r in drawers for s, c in zip(slots[r.slot][1:], self.guidance_contexts(r))}
-        for s in contexts: self.cache.lengths[s] = 0
-        filled = [s for s in contexts if len(contexts[s])]
-        at |= dict.fromkeys(contexts, 0) | dict(zip(filled, read(self.model, self.cache, filled, [contexts[s] for s in filled], [0] * len(filled))[1]))
-    return [canvas(self.model, slots[r.slot], [at[s] for s in slots[r.slot]], self._shape(r), r.canvas_generator) for r in drawers]
+def _take_up(self: Engine, new):
+    "Begin drawings: noise, and contexts for guidance."
+    branches, n = self.sampler.branches(), len(self.places)
+    slots = {r.slot: [r.slot + b * n for b in branches] for r in new}
+    at, jobs = {r.slot: r.position for r in new}, []
+    for r in new:
+        for slot, context in zip(slots[r.slot][1:], self.guidance_contexts(r)):
+            if len(context): jobs.append((slot, list(context.segments), None))
+            else: at[slot] = self.cache.lengths[slot] = 0; self.held.pop(slot, None)
+    at |= {slot: position for slot, (position, _) in self._prefill(jobs).items()}
+    for r in new:
+        r.canvas = canvas(self.model, slots[r.slot], [at[s] for s in slots[r.slot]], self._shape(r), r.canvas_generator)
+        if self.sampler.resolution != 1: r.canvas.grid = tuple(side // self.model.config.geometry.latent_patch for side in self._shape(r, 1.0)[1:])
 
 @patch
 def guidance_contexts(self: Engine, r: Request) -> tuple[Sequence, Sequence]:
@@ -357,25 +756,141 @@ def guidance_contexts(self: Engine, r: Request) -> tuple[Sequence, Sequence]:
     m = modality(r.wants, self.protocol)
     rest = m.without_tag(r.steps[-1].text)
     no_words = Sequence(r.history[:-1]) + ([self.processor.text(rest)] if rest.strip() else [])
-    given = {id(s) for s in r.history[:len(r.sequence)] if isinstance(s, PictureSegment)}
+    given = {id(s) for s in r.history[:r.asked] if isinstance(s, PictureSegment)}
     return no_words, Sequence([s for s in r.history if id(s) not in given])
 
 @patch
-def _look(self: Engine, r: Request, pixels):
-    m = modality(r.wants, self.protocol)
-    picture, drawn = decoded_picture(pixels), m.to_map(pixels) if m.readable else None
-    r.steps.append(Step(kind="draw", modality=m.name, picture=picture, map=drawn, prompt=m.prompt))
-    r.say(*self.processor.picture(m.shown(drawn, picture), m.views))
-    if r.mode == "cooperate": r.say(self.processor.reflection())
-    r.wants = None
-    self._next(r)
+def _brush(self: Engine, model, cache, rows):
+    "The brushes of the last step, if the same drawings go on in the same contexts."
+    if not self._brushes or [row for b in self._brushes for row in b.rows] != rows:
+        self._brushes = [Brush(model, cache, [rows[i] for i in part]) for part in passes([len(c.x) for c, _ in rows], self.tokens_per_pass)]
+    def velocities(timesteps):
+        timesteps = iter(timesteps)
+        return [v for b in self._brushes for v in b([next(timesteps) for _ in b.rows])]
+    return velocities
 
 @patch
-def _trace(self: Engine, r: Request) -> Trace:
-    return Trace(mode=r.mode, question=r.question, pictures=r.pictures, steps=r.steps, sequence=Sequence(r.history),
-                 tokens=sum(sum(s.sampled) for s in r.steps if s.kind == "write"), seconds=r.seconds, finished=r.finished)
+def _preview(self: Engine, c: Canvas) -> Callable:
+    "The picture as it would be if the last velocity were right to the end."
+    x = c.x - c.v * self.sampler.times()[c.step]
+    return lambda: decoded_picture(decode_drawings(self.model, [latents_of(self.model, c, x)])[0])
 
-# %% ../../nbs/09_engine.ipynb #ab222ef5
+@patch
+def _full(self: Engine, r, pixels):
+    "A drawing of less resolution, at the size of the others; colours stay as they are."
+    (_, h, w), down = self._shape(r, 1.0), self.model.config.latent_downsample
+    return F.interpolate(pixels[None], (h * down, w * down), mode="nearest")[0] if self.sampler.resolution != 1 else pixels
+
+# %% ../../nbs/09_engine.ipynb #66d4b026
+@patch
+def _look(self: Engine, r: Request, made): # pixels, or what was given
+    m = modality(r.wants, self.protocol)
+    if isinstance(made, m.map_type): drawn, picture = made, m.to_picture(made)
+    else:
+        pixels = made if isinstance(made, Tensor) else to_pixels(made)
+        picture, drawn = decoded_picture(pixels), m.to_map(pixels) if m.readable else None
+    r.steps.append(Step(kind="draw", modality=m.name, picture=picture, map=drawn, prompt=m.prompt))
+    r.wants = r.canvas = None
+    self._tell(r, "drawn", preview=lambda: picture)
+    if r.mode == "draw": return self._end(r, "drawn")
+    r.say(*map(self._with_latents, self.processor.picture(m.shown(drawn, picture), m.views)))
+    if r.mode == "cooperate": r.say(self.processor.reflection())
+    self._next(r)
+
+# %% ../../nbs/09_engine.ipynb #e826a68d
+@patch
+def resumed(self: Engine, trace: Trace,
+    steps: int, # of the trace, that are kept; the others happen anew
+    seed: tuple = (0,),
+    given: dict | None = None, # modality -> picture or map that is looked at instead of a drawing
+    on_event: Callable | None = None,
+    **budgets,
+) -> Request:
+    "A request that begins where a trace was after so many steps. ValueError if the trace is not one of this protocol."
+    if not 0 <= steps < len(trace.steps):
+        raise ValueError(f"resumed: steps is {steps!r}; expected 0 to {len(trace.steps) - 1}, the trace has {len(trace.steps)}")
+    r = self.request(trace.pictures, trace.question, trace.mode, seed, given, on_event, **budgets)
+    kept, at = list(trace.sequence.segments), r.asked
+    texts = lambda segments: [s.ids for s in segments if isinstance(s, TextSegment)]
+    if texts(kept[:at]) != texts(r.sequence.segments):
+        raise ValueError("resumed: the trace begins with other words than this protocol has for its question")
+    for s in trace.steps[:steps]:
+        if s.kind == "write" and (len(kept) <= at or getattr(kept[at], "ids", None) != s.ids):
+            raise ValueError("resumed: steps and sequence of the trace differ")
+        at += 1 if s.kind == "write" else len(modality(s.modality, self.protocol).views) + (trace.mode == "cooperate")
+    drawn, asked = sum(s.kind == "draw" for s in trace.steps[:steps]), sum(s.kind == "write" for s in trace.steps[:steps])
+    if asked > drawn: r.wants = parse_turn(trace.steps[steps - 1].text).request
+    r.todo = r.todo[asked:]
+    return replace(r, sequence=Sequence(kept[:at]), steps=list(trace.steps[:steps]))
+
+# %% ../../nbs/09_engine.ipynb #c7568626
+@patch
+def perceive(self: Engine, pictures: list, name: str, seeds: list[tuple], show_progress: bool = False) -> list:
+    "Maps of one modality for many pictures."
+    m = modality(name, self.protocol)
+    if m.name not in self.protocol["modalities"]:
+        raise ValueError(f"perceive: this checkpoint does not draw {m.name!r}; expected one of {', '.join(self.protocol['modalities']) or 'none'}")
+    if len(seeds) != len(pictures): raise ValueError(f"perceive: {len(seeds)} seeds for {len(pictures)} pictures; expected one each")
+    requests = [Request(Sequence(self.processor.picture(p, views=("clean", "vision"))), "draw", "", [p], s, todo=[m.name])
+                for p, s in zip(map(read_picture, pictures), seeds)]
+    return [t.steps[-1].map if m.readable else t.steps[-1].picture for t in self.run(requests, show_progress)]
+
+# %% ../../nbs/09_engine.ipynb #64da3965
+def bytes_per_token(config, dtype) -> int:
+    "Keys and values of one token in all layers of a text configuration."
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * (config.hidden_size // config.num_attention_heads) * dtype.itemsize
+
+def _gib(n): return f"{n / 2 ** 30:.3g} GiB" if n >= 2 ** 27 else f"{n / 2 ** 20:.3g} MiB"
+
+@dataclass
+class Capacity:
+    "What an engine holds, in bytes."
+    weights: int
+    per_token: int # keys and values
+    context: int # tokens of a place
+    contexts: int # of a place: with guidance up to 3
+    latents: int # of a drawing
+    working: int # of the largest pass, an estimate
+    memory: float # what there is for all of it; inf: unknown
+    @property
+    def place(self) -> int:
+        "Bytes of one request at work."
+        return self.per_token * self.context * self.contexts + self.latents
+    @property
+    def requests(self) -> float:
+        "How many requests fit at once; inf: as many as you like."
+        return self.memory if math.isinf(self.memory) else max(0, int((self.memory - self.weights - self.working) // self.place))
+    def __repr__(self):
+        fit = "" if math.isinf(self.memory) else f"; {self.requests} requests fit into {_gib(self.memory)}"
+        return (f"Capacity(weights {_gib(self.weights)}, {self.per_token / 1024:.3g} KiB per token, "
+                f"place of {self.context} tokens in {self.contexts} contexts {_gib(self.place)}, working {_gib(self.working)}{fit})")
+
+def capacity_of(
+    config, # of a model; no weights are needed
+    context: int = 4096, # tokens of a place
+    memory: float | None = None, # GiB for everything
+    dtype=torch.bfloat16,
+    sampler: Sampler = Sampler(), # its guidance decides how many contexts a place has
+    side: int = 512, # pixels, of a drawing
+    tokens_per_pass: int = 16384,
+    weights: int | None = None, # bytes; None: of all parameters in `dtype`
+) -> Capacity:
+    "What is held for a model of this configuration, and how many requests fit."
+    c, g = config.text_config, config.geometry
+    if weights is None:
+        with torch.device("meta"): weights = sum(p.numel() for p in CooperForConditionalGeneration(config).parameters()) * dtype.itemsize
+    latents = 4 * 3 * (side // g.latent_stride) ** 2 * g.latent_patch ** 2 * g.latent_channels # noise, velocity, their guided sum, in float32
+    working, most = tokens_per_pass * (3 * c.intermediate_size + 8 * c.hidden_size) * dtype.itemsize, math.inf if memory is None else memory * 2 ** 30
+    return Capacity(weights, bytes_per_token(c, dtype), context, len(sampler.branches()), latents, working, most)
+
+@patch
+def capacity(self: Engine, memory: float | None = None, context: int | None = None) -> Capacity:
+    "What this engine holds and how many requests fit into `memory` GiB; context: tokens of a place, default that of the open store or 2048."
+    context = context or self.context or (self.cache.capacity if self.cache is not None else 2048)
+    held = sum(p.numel() * p.element_size() for p in self.model.parameters())
+    return capacity_of(self.model.config, context, memory, self.dtype, self.sampler, self.processor.clean[0], self.tokens_per_pass, held)
+
+# %% ../../nbs/09_engine.ipynb #25cdcacf
 class Cooper:
     "A loaded checkpoint: ask it about pictures, or let it draw."
     def __init__(self, model, processor): self.model, self.processor = model, processor
@@ -388,12 +903,14 @@ class Cooper:
         question: str,
         mode: str = "cooperate", # 'direct', 'reason', 'perceive' or 'cooperate'
         seed: int = 0,
+        given: dict | None = None, # modality -> picture or map that is looked at instead of a drawing
+        on_event: Callable | None = None, # is told of every token and every step, see `Event`
         **options, # of `Engine`
     ) -> Trace:
         "Answer a question about a picture."
         if mode in ("perceive", "cooperate"): warn_if_plain(self.model, "maps")
         engine = self.engine(**self._setting("ask") | options)
-        return engine.run([engine.request(picture, question, mode, (seed,))])[0]
+        return engine.run([engine.request(picture, question, mode, (seed,), given=given, on_event=on_event)])[0]
 
     def _setting(self, what): # the sampler of a protocol that has several, see `as_released`
         return {"sampler": s} if (s := self.processor.protocol.get("samplers", {}).get(what)) else {}
@@ -425,22 +942,3 @@ def load(
     "Load a checkpoint. ValueError says what is wrong with it, by sub-system."
     return Cooper(*load_model(where, dtype, device=device, quantization=quantization, revision=revision, base=base, device_map=device_map,
                               released=as_released, show=show))
-
-# %% ../../nbs/09_engine.ipynb #33007446
-@patch
-def perceive(self: Engine, pictures: list, name: str, seeds: list[tuple], show_progress: bool = False) -> list:
-    "Maps of one modality for many pictures."
-    m, maps = modality(name, self.protocol), []
-    if m.name not in self.protocol["modalities"]:
-        raise ValueError(f"perceive: this checkpoint does not draw {m.name!r}; expected one of {', '.join(self.protocol['modalities']) or 'none'}")
-    if len(seeds) != len(pictures): raise ValueError(f"perceive: {len(seeds)} seeds for {len(pictures)} pictures; expected one each")
-    for i in progress(range(0, len(pictures), self.batch_size), desc=f"drawing {m.name}") if show_progress else range(0, len(pictures), self.batch_size):
-        part = [Request(Sequence(self.processor.picture(p, views=("clean", "vision"))), "draw", "", [p], s, todo=[m.name])
-                for p, s in zip(map(read_picture, pictures[i:i + self.batch_size]), seeds[i:i + self.batch_size])]
-        self.cache = Cache(self.model.config.text_config, len(part) * (3 if self.sampler.cfg_text > 1 else 1), device=self.model.device, dtype=self.model.dtype)
-        with torch.no_grad():
-            self._begin(part); self._read(part)
-            pixels = self._drawings(part)
-        maps += [m.to_map(p) if m.readable else decoded_picture(p) for p in pixels]
-    self.cache = None
-    return maps

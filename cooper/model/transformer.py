@@ -15,8 +15,8 @@ from ..core import NotBuilt
 from .sequence import PackedBatch, attention_mask
 
 # %% auto #0
-__all__ = ['BACKENDS', 'routed', 'Plan', 'rotary', 'Cache', 'like_lengths', 'make_plan', 'rope_theta', 'TwoExpertAttention',
-           'TwoExpertLayer', 'TwoExpertModel', 'check_backend', 'TwoExpertForCausalLM']
+__all__ = ['BACKENDS', 'routed', 'Plan', 'rotary', 'Cache', 'runs', 'like_lengths', 'make_plan', 'decode_plan', 'rope_theta',
+           'TwoExpertAttention', 'TwoExpertLayer', 'TwoExpertModel', 'check_backend', 'TwoExpertForCausalLM']
 
 # %% ../../nbs/03_transformer.ipynb #d3ede571
 def routed(und: nn.Module, gen: nn.Module, x_ND: Tensor, n_und: int) -> Tensor:
@@ -30,17 +30,17 @@ def routed(und: nn.Module, gen: nn.Module, x_ND: Tensor, n_und: int) -> Tensor:
 @dataclass
 class Plan:
     "How the tokens of a batch travel through the layers."
-    order: Tensor # (N,) token index of each sorted token: understanding first
-    inverse: Tensor # (N,) place of each token in the sorted list
+    order: Tensor | None # (N,) token index of each sorted token: understanding first; None: they are sorted already
+    inverse: Tensor | None # (N,) place of each token in the sorted list
     n_und: int # understanding tokens
-    to_rows: Tensor # (R,) sorted token of each place in the rows of attention, group behind group (padding points at token 0)
-    from_rows: Tensor # (N,) place in the rows of each sorted token
-    groups: list # of ((B, L), mask): sequences that share a call of attention; mask (B, 1, L, keys) is bool
+    to_rows: Tensor | None # (R,) sorted token of each place in the rows of attention, group behind group (padding points at token 0); None: as sorted
+    from_rows: Tensor | None # (N,) place in the rows of each sorted token
+    groups: list # of ((B, L), mask): sequences that share a call of attention; mask (B, 1, 1 or L, keys) is bool, None: everybody sees everything
     cos: Tensor # (N, d) rotary table, sorted
     sin: Tensor # (N, d)
-    slots: Tensor | None = None # (B,) cache row of each sequence
-    starts: Tensor | None = None # (B,) keys already in the cache
-    keys: int = 0 # longest cached plus new length
+    places: list | None = None # with a cache, per group: (first slot, longest cached plus new length)
+    slots: Tensor | None = None # (N,) cache slot of each sorted token
+    at: Tensor | None = None # (N,) its place in that slot
 
 # %% ../../nbs/03_transformer.ipynb #436049a4
 def rotary(positions: Tensor, dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -71,44 +71,71 @@ class _OutOfRows(torch.autograd.Function):
 
 # %% ../../nbs/03_transformer.ipynb #7008bbde
 class Cache:
-    "Keys and values of several sequences, one slot each. Grows when it must."
-    def __init__(self, config: Qwen2Config, slots: int, capacity: int = 256, device="cpu", dtype=torch.float32):
-        shape = (slots, config.num_key_value_heads, capacity, config.hidden_size // config.num_attention_heads)
-        self.keys, self.values = ([torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)] for _ in range(2))
-        self.lengths = torch.zeros(slots, dtype=torch.long, device=device)
+    "Keys and values of several sequences, one slot each."
+    def __init__(self, config: Qwen2Config,
+        slots: int, # sequences
+        capacity: int = 256, # tokens of a slot
+        device="cpu", dtype=torch.float32,
+        grows: bool = True, # take a larger block, and copy, when a slot is full; otherwise that is an error
+    ):
+        shape = (config.num_hidden_layers, 2, slots, config.num_key_value_heads, capacity, config.hidden_size // config.num_attention_heads)
+        self.store, self.grows = torch.zeros(shape, device=device, dtype=dtype), grows # zeros: what is masked is still multiplied, and must be finite
+        self.lengths = torch.zeros(slots, dtype=torch.long) # tokens in each slot; kept on the host, so that nobody waits for the device to know them
     @property
     def capacity(self) -> int:
         "Tokens that fit into a slot now."
-        return self.keys[0].shape[2]
+        return self.store.shape[4]
+    @property
+    def device(self): return self.store.device
+    @property
+    def keys(self) -> list: # per layer (slots, K, capacity, d), views
+        return list(self.store[:, 0])
+    @property
+    def values(self) -> list:
+        return list(self.store[:, 1])
+    @property
+    def bytes_per_token(self) -> int:
+        "Of keys and values, in all layers."
+        return self.store[:, :, 0, :, 0].numel() * self.store.element_size()
     def reserve(self, length: int):
-        "Make room for `length` tokens per slot."
+        "Make room for `length` tokens per slot. ValueError if this cache does not grow."
         if length <= self.capacity: return
-        extra = max(length, 2 * self.capacity) - self.capacity
-        self.keys, self.values = ([F.pad(t, (0, 0, 0, extra)) for t in side] for side in (self.keys, self.values))
-    def copy(self, source: int, target: int):
-        "Make slot `target` continue from the context of slot `source`."
-        for side in (self.keys, self.values):
-            for t in side: t[target] = t[source]
-        self.lengths[target] = self.lengths[source]
-    def update(self, layer: int, plan: Plan, k_BHLd: Tensor, v_BHLd: Tensor):
-        "Write new keys and values behind the old ones; return all, cut to the longest."
-        L = k_BHLd.shape[2]
-        at = (plan.starts[:, None] + torch.arange(L, device=plan.starts.device))
-        slots = plan.slots[:, None].expand_as(at)
-        self.keys[layer][slots, :, at] = k_BHLd.transpose(1, 2).to(self.keys[layer].dtype)
-        self.values[layer][slots, :, at] = v_BHLd.transpose(1, 2).to(self.values[layer].dtype)
-        return self.keys[layer][plan.slots, :, :plan.keys], self.values[layer][plan.slots, :, :plan.keys]
+        if not self.grows: raise ValueError(f"cache: a sequence comes to {length} tokens; a slot has room for {self.capacity}")
+        self.store = F.pad(self.store, (0, 0, 0, max(length, 2 * self.capacity) - self.capacity))
+    def copy(self, source: int, target: int, length: int | None = None):
+        "Make slot `target` begin with the first `length` tokens of slot `source`; None: with all."
+        n = int(self.lengths[source]) if length is None else length
+        self.store[:, :, target, :, :n] = self.store[:, :, source, :, :n]
+        self.lengths[target] = n
+    def write(self, layer: int, plan: Plan, k_NKd: Tensor, v_NKd: Tensor):
+        "Put the new keys and values of a plan in their places."
+        for side, new in zip(self.store[layer], (k_NKd, v_NKd)): side[plan.slots, :, plan.at] = new.to(side.dtype)
+    def read(self, layer: int, first: int, count: int, keys: int) -> Tensor: # (2, count, K, keys, d)
+        "Keys and values of neighbouring slots: a view, nothing is copied."
+        return self.store[layer, :, first:first + count, :, :keys]
 
-# %% ../../nbs/03_transformer.ipynb #2e1ac3a0
-def _with_cache(mask: Tensor, starts: Tensor, lengths: Tensor, keys: int) -> Tensor:
-    B, L, _ = mask.shape
-    column = torch.arange(keys, device=mask.device)[None]
-    new = (column - starts[:, None]).clamp(0, L - 1)[:, None].expand(B, L, keys)
-    inside = (column >= starts[:, None]) & (column < (starts + lengths)[:, None])
-    out = (mask.gather(2, new) & inside[:, None]) | (column < starts[:, None])[:, None]
-    out[..., 0] |= ~out.any(-1) # rows of padding
+# %% ../../nbs/03_transformer.ipynb #a60e5d16
+def runs(
+    slots: list[int], # of the sequences of a call, each once
+    lengths: list[int], # their new tokens
+) -> list[list[int]]: # sequences of each run, by slot
+    "Neighbouring slots with equally many new tokens."
+    out = []
+    for i in sorted(range(len(slots)), key=lambda i: slots[i]):
+        last = out[-1][-1] if out else None
+        if last is not None and slots[i] == slots[last] + 1 and lengths[i] == lengths[last]: out[-1].append(i)
+        else: out.append([i])
     return out
 
+def _seen(starts: list[int], L: int, keys: int, square: Tensor | None, device) -> Tensor | None:
+    "The mask of a run: all that stands in a slot is seen, and what `square` (B, L, L) says of the new tokens. None: nothing is hidden."
+    if square is None and min(starts) == max(starts): return None
+    column, starts = torch.arange(keys, device=device), torch.tensor(starts, device=device)[:, None]
+    if square is None: return (column < starts + L)[:, None, None]
+    new = (column - starts).clamp(0, L - 1)[:, None].expand(-1, L, -1)
+    return ((square.gather(2, new) & ((column >= starts) & (column < starts + L))[:, None]) | (column < starts)[:, None])[:, None]
+
+# %% ../../nbs/03_transformer.ipynb #a1440b88
 def like_lengths(
     lengths: list[int], # of the sequences of a batch
     most: int = 4, # groups; each is a call of its own
@@ -128,14 +155,14 @@ def make_plan(
     batch: PackedBatch, # what goes through the layers
     config: Qwen2Config,
     cache: Cache | None = None, # continue these sequences
-    slots: Tensor | None = None, # (B,) cache slot of each sequence
+    slots: list[int] | None = None, # cache slot of each sequence
 ) -> Plan:
-    "Sort tokens by expert, lay out attention rows, build the mask and the rotary table."
+    "Sort tokens by expert, lay out attention rows, build the masks and the rotary table."
     gen = torch.zeros(len(batch), dtype=torch.bool, device=batch.ids.device)
     gen[batch.latent_at] = True
     order = torch.sort(gen.long(), stable=True).indices
     inverse = torch.empty_like(order); inverse[order] = torch.arange(len(order), device=order.device)
-    together = like_lengths(batch.lengths) if cache is None else [list(range(len(batch.lengths)))] # a cache keeps the order of its slots
+    together = like_lengths(batch.lengths) if cache is None else runs(slots, batch.lengths)
     mask, groups, first, rows = attention_mask(batch), [], [0] * len(batch.lengths), 0
     for members in together:
         L = max(batch.lengths[i] for i in members)
@@ -145,19 +172,41 @@ def make_plan(
     to_rows = torch.zeros(rows, dtype=torch.long, device=order.device); to_rows[place] = inverse
     plan = Plan(order, inverse, len(batch) - len(batch.latent_at), to_rows, place[order], groups,
                 *rotary(batch.positions[order], config.hidden_size // config.num_attention_heads, rope_theta(config)))
-    if cache is not None:
-        lengths = torch.tensor(batch.lengths, device=order.device)
-        plan.slots, plan.starts = slots, cache.lengths[slots]
-        plan.keys = int((plan.starts + lengths).max()); cache.reserve(int(plan.starts.max()) + max(batch.lengths))
-        plan.groups = [(groups[0][0], _with_cache(mask, plan.starts, lengths, plan.keys)[:, None])]
+    return plan if cache is None else _in_cache(plan, batch, cache, slots, together)
+
+def _in_cache(plan: Plan, batch: PackedBatch, cache: Cache, slots: list[int], together: list) -> Plan:
+    "The same plan behind what the cache holds."
+    starts, device = cache.lengths[slots].tolist(), plan.order.device
+    cache.reserve(max(s + n for s, n in zip(starts, batch.lengths)))
+    plan.places = [(slots[m[0]], max(starts[i] for i in m) + L) for m, ((_, L), _) in zip(together, plan.groups)]
+    everything = torch.stack([square.all() for _, square in plan.groups]).tolist() # drawings: every new token sees all of its sequence
+    plan.groups = [((B, L), _seen([starts[i] for i in m], L, keys, None if whole else square[:, 0], device))
+                   for m, ((B, L), square), (_, keys), whole in zip(together, plan.groups, plan.places, everything)]
+    plan.slots, plan.at = (torch.tensor(x, device=device)[batch.sample] for x in (slots, starts))
+    plan.slots, plan.at = plan.slots[plan.order], (plan.at + batch.offset)[plan.order]
     return plan
+
+def decode_plan(
+    config: Qwen2Config, cache: Cache,
+    slots: list[int], # rising: rows and tokens are then the same
+    positions: list[int], # rotary position of each new token
+) -> Plan:
+    "The plan of one more token of text for each of some sequences: what `make_plan` would give, without packing."
+    starts, device = cache.lengths[slots].tolist(), cache.device
+    cache.reserve(max(starts) + 1)
+    together = runs(slots, [1] * len(slots))
+    places = [(slots[m[0]], max(starts[i] for i in m) + 1) for m in together]
+    groups = [((len(m), 1), _seen([starts[i] for i in m], 1, keys, None, device)) for m, (_, keys) in zip(together, places)]
+    slots, starts, positions = torch.tensor([slots, starts, positions], device=device)
+    turned = rotary(positions, config.hidden_size // config.num_attention_heads, rope_theta(config))
+    return Plan(None, None, len(slots), None, None, groups, *turned, places, slots, starts)
 
 def rope_theta(config) -> float:
     "The rotary base; transformers 5 keeps it in `rope_parameters`."
     p = getattr(config, "rope_parameters", None) or {}
     return p.get("rope_theta", getattr(config, "rope_theta", 10_000.0))
 
-# %% ../../nbs/03_transformer.ipynb #12f59385
+# %% ../../nbs/03_transformer.ipynb #09a675e2
 class TwoExpertAttention(nn.Module):
     "Shared attention; each expert has its own projections and norms."
     def __init__(self, config: Qwen2Config, layer: int):
@@ -177,18 +226,37 @@ class TwoExpertAttention(nn.Module):
         q, k, v = (self.expert(f"{p}_proj", x_ND, n).view(len(x_ND), -1, self.dim) for p in "qkv")
         q, k = self.expert("q_norm", q, n), self.expert("k_norm", k, n)
         q, k = (t.to(v.dtype) for t in apply_rotary_pos_emb(q, k, plan.cos, plan.sin, unsqueeze_dim=1))
-        rows = [_IntoRows.apply(t, plan.to_rows, plan.from_rows).split([B * L for (B, L), _ in plan.groups]) for t in (q, k, v)]
-        out = torch.cat([self.attend(*(t.view(B, L, -1, self.dim).transpose(1, 2) for t in group), mask, plan, cache)
-                         for *group, ((B, L), mask) in zip(*rows, plan.groups)])
-        return self.expert("o_proj", _OutOfRows.apply(out, plan.from_rows), n)
+        if cache is None: out = self.attend_rows(q, k, v, plan)
+        else: cache.write(self.layer, plan, k, v); out = self.attend_cache(q, plan, cache)
+        return self.expert("o_proj", out, n)
 
-    def attend(self, q_BHLd, k_BHLd, v_BHLd, mask, plan, cache): # -> (B * L, H * d)
-        if cache is not None: k_BHLd, v_BHLd = cache.update(self.layer, plan, k_BHLd, v_BHLd)
-        if self.heads > self.kv_heads: k_BHLd, v_BHLd = (t.repeat_interleave(self.heads // self.kv_heads, 1) for t in (k_BHLd, v_BHLd))
-        out = F.scaled_dot_product_attention(q_BHLd, k_BHLd.to(q_BHLd.dtype), v_BHLd.to(q_BHLd.dtype), attn_mask=mask)
-        return out.transpose(1, 2).reshape(-1, self.heads * self.dim)
+    def attend_rows(self, q_NHd, k_NKd, v_NKd, plan): # -> (N, H * d)
+        sizes = [B * L for (B, L), _ in plan.groups]
+        rows = [_IntoRows.apply(t, plan.to_rows, plan.from_rows).split(sizes) for t in (q_NHd, k_NKd, v_NKd)]
+        out = [self.attend(*(t.view(B, L, -1, self.dim).transpose(1, 2) for t in group), mask) for *group, ((B, L), mask) in zip(*rows, plan.groups)]
+        return _OutOfRows.apply(torch.cat([o.transpose(1, 2).reshape(-1, self.heads * self.dim) for o in out]), plan.from_rows)
 
-# %% ../../nbs/03_transformer.ipynb #c2e1b42f
+    def attend(self, q_BHLd, k_BKTd, v_BKTd, mask): # -> (B, H, L, d)
+        if self.heads > self.kv_heads: k_BKTd, v_BKTd = (t.repeat_interleave(self.heads // self.kv_heads, 1) for t in (k_BKTd, v_BKTd))
+        return F.scaled_dot_product_attention(q_BHLd, k_BKTd.to(q_BHLd.dtype), v_BKTd.to(q_BHLd.dtype), attn_mask=mask)
+
+    def attend_cache(self, q_NHd, plan, cache): # -> (N, H * d)
+        rows = q_NHd if plan.to_rows is None else q_NHd.index_select(0, plan.to_rows)
+        sizes = [B * L for (B, L), _ in plan.groups]
+        out = torch.cat([self.attend_views(q, cache.read(self.layer, first, B, keys), B, L, mask)
+                         for q, ((B, L), mask), (first, keys) in zip(rows.split(sizes), plan.groups, plan.places)])
+        return out if plan.from_rows is None else out.index_select(0, plan.from_rows)
+
+    def attend_views(self, q_RHd, kv, B, L, mask): # rows of one run -> (R, H * d)
+        K = self.kv_heads
+        if mask is not None and mask.shape[2] > 1: out = self.attend(q_RHd.view(B, L, self.heads, -1).transpose(1, 2), *kv, mask).transpose(1, 2)
+        else: # query heads that share a key head stand behind each other, as if they were tokens: so keys need not be repeated
+            q = q_RHd.view(B, L, K, -1, self.dim).permute(0, 2, 3, 1, 4)
+            out = F.scaled_dot_product_attention(q.reshape(B, K, -1, self.dim), *kv.to(q.dtype), attn_mask=mask)
+            out = out.view(B, K, -1, L, self.dim).permute(0, 3, 1, 2, 4)
+        return out.reshape(B * L, self.heads * self.dim)
+
+# %% ../../nbs/03_transformer.ipynb #39e09858
 class TwoExpertLayer(GradientCheckpointingLayer):
     "A Qwen2 layer with two experts."
     def __init__(self, config: Qwen2Config, layer: int):
@@ -205,7 +273,7 @@ class TwoExpertLayer(GradientCheckpointingLayer):
         x_ND = x_ND + self.self_attn(self.expert("input_layernorm", x_ND, plan.n_und), plan, cache)
         return x_ND + self.expert("mlp", self.expert("post_attention_layernorm", x_ND, plan.n_und), plan.n_und)
 
-# %% ../../nbs/03_transformer.ipynb #09a675e2
+# %% ../../nbs/03_transformer.ipynb #2b281ff6
 BACKENDS = ("sdpa",)
 
 class TwoExpertModel(nn.Module):
@@ -221,14 +289,32 @@ class TwoExpertModel(nn.Module):
         x_ND: Tensor, # embedded tokens in the order of the batch
         batch: PackedBatch,
         cache: Cache | None = None, # continue these sequences
-        slots: Tensor | None = None, # (B,) cache slot of each sequence
+        slots: list[int] | None = None, # cache slot of each sequence
         commit: bool = True, # count the new tokens as read
+        plan: Plan | None = None, # of an earlier call with the same batch, cache, slots and lengths
     ) -> Tensor: # (N, D) after the final norms
-        plan = make_plan(batch, self.config, cache, slots)
-        x_ND = x_ND[plan.order]
+        if isinstance(slots, Tensor): slots = slots.tolist()
+        x_ND = self.through(x_ND, plan or make_plan(batch, self.config, cache, slots), cache)
+        if cache is not None and commit: cache.lengths[slots] += torch.tensor(batch.lengths)
+        return x_ND
+
+    def through(self, x_ND: Tensor, plan: Plan, cache: Cache | None = None) -> Tensor:
+        "All layers and the final norms."
+        if plan.order is not None: x_ND = x_ND[plan.order]
         for layer in self.layers: x_ND = layer(x_ND, plan, cache)
-        if cache is not None and commit: cache.lengths[slots] += torch.tensor(batch.lengths, device=cache.lengths.device)
-        return routed(self.norm, self.norm_moe_gen, x_ND, plan.n_und)[plan.inverse]
+        x_ND = routed(self.norm, self.norm_moe_gen, x_ND, plan.n_und)
+        return x_ND if plan.inverse is None else x_ND[plan.inverse]
+
+    def decode(self,
+        ids: Tensor, # (B,) one more token of text for each sequence
+        cache: Cache,
+        slots: list[int], # rising
+        positions: list[int], # rotary position of each token
+    ) -> Tensor: # (B, D)
+        "One token further in every sequence."
+        x_BD = self.through(self.embed_tokens(ids), decode_plan(self.config, cache, slots, positions), cache)
+        cache.lengths[slots] += 1
+        return x_BD
 
 def check_backend(name: str):
     "Only masked attention is built; other kernels are refused by name."
