@@ -88,14 +88,14 @@ def _config(asker, job, about, options): # 12 hex digits: all that the answers d
 def records_of(bank: Bank, outcomes: list, asker, job: Job, options: dict) -> list: # of dict
     "One row a question, JSON-ready, with what `cooper.measure.records.score` reads."
     config = _config(asker, job, bank.about, options)
-    def row(i, o):
-        stamp = hashlib.sha256(json.dumps([bank.exam.key, i.id, i.words, config]).encode()).hexdigest()[:16]
+    def row(i, words, o):
+        stamp = hashlib.sha256(json.dumps([bank.exam.key, i.id, words, config]).encode()).hexdigest()[:16]
         known = lambda xs: sum(x or 0 for x in xs)
         return dict(id=i.id, sample=0, stamp=stamp, key=bank.exam.key, exam=bank.name, model=asker.name, mode=f"{job.variant.name} · {job.seen}", config=config,
             variant=job.variant.name, seen=job.seen, kind=i.kind, question=i.question, options=list(i.options), truth=i.answer, reply=o.text, error=o.error, calls=len(o.replies),
             graph=o.graph.how if o.graph else None, flow=o.flow, truncated=any(r.truncated for r in o.replies), tokens=known((r.prompt_tokens or 0) + (r.completion_tokens or 0) for r in o.replies),
             money=known(r.money for r in o.replies), seconds=round(known(r.seconds for r in o.replies), 3), trace="")
-    return [row(i, o) for i, o in zip(bank.exam.items, outcomes, strict=True)]
+    return [row(i, item.words, o) for i, item, o in zip(bank.exam.items, bank.items, outcomes, strict=True)]
 
 def scored(bank: Bank, records: list, seed: int=0) -> Scored:
     "Records of one model, prompt and condition, scored; a question without a reply is wrong."
