@@ -203,7 +203,8 @@ def changes(scored: list, first: str, last: str) -> Table | None: # None: no mod
     "What changed from one model to another, in every mode that both were asked in: differences in points, and the exact sign test."
     same_protocol(scored, "changes")
     of = {s.name: s for s in scored}
-    pairs = [(of[first, m], of[last, m]) for n, m in of if n == first and (last, m) in of]
+    judged = lambda s: {r["id"] for r in s.rows if r["scores"] is not None}
+    pairs = [(of[first, m], of[last, m]) for n, m in of if n == first and (last, m) in of and judged(of[first, m]) & judged(of[last, m])] # a judge may have been away
     if not pairs or first == last: return None
     tables = [paired(a, b) for a, b in pairs]
     rows = [dict(mode=b.name[1]) | r for (_, b), t in zip(pairs, tables) for r in t.rows]

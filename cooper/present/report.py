@@ -74,7 +74,7 @@ def _guesses(ax, groups):
 # %% ../../nbs/63_report.ipynb #4ee21319
 def _panel(ax, series, colours, title=""): # series: name -> rows, one row for each kind
     first, width = next(iter(series.values())), .84 / len(series)
-    for j, (name, rows) in enumerate(series.items()): _bars(ax, rows, name, colours[j], (j - (len(series) - 1) / 2) * width, width)
+    for j, (name, rows) in enumerate(series.items()): _bars(ax, rows, name, colours[j % len(colours)], (j - (len(series) - 1) / 2) * width, width)
     _guesses(ax, first)
     _plain(ax)
     ax.set_xticks(range(len(first)), [f"{r['kind']}\nn={r['n']}" for r in first], fontsize=8)
