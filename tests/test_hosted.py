@@ -409,6 +409,13 @@ def test_batches_of_two_processes_are_both_kept(tmp_path):
         assert right(hosted(server, tmp_path).batch(chats(6), poll=.02, wait=60, show=False)) and len(server.batches) == 2
 
 
+def test_a_second_process_does_not_order_batches_into_the_same_folder(tmp_path):
+    with Rehearsal(echo) as server:
+        one, two = hosted(server, tmp_path), hosted(server, tmp_path)
+        with one._alone(), pytest.raises(RuntimeError, match="another process orders batches here"): two.batch(chats(3), poll=.01, show=False)
+        assert not server.batches and right(two.batch(chats(3), poll=.01, show=False)), "afterwards it may"
+
+
 def test_a_batch_without_usage_is_not_free(tmp_path):
     with Rehearsal(lambda body: dict(choices=[dict(message=dict(content=echo(body)))], usage=None)) as server:
         model = hosted(server, tmp_path)

@@ -90,11 +90,12 @@ def records_of(bank: Bank, outcomes: list, asker, job: Job, options: dict) -> li
     config = _config(asker, job, bank.about, options)
     def row(i, words, o):
         stamp = hashlib.sha256(json.dumps([bank.exam.key, i.id, words, config]).encode()).hexdigest()[:16]
-        known = lambda xs: sum(x or 0 for x in xs)
+        known = lambda xs: None if None in (xs := list(xs)) else sum(xs) # what a server does not tell is not nothing
+        used = lambda r: None if None in (r.prompt_tokens, r.completion_tokens) else r.prompt_tokens + r.completion_tokens
         return dict(id=i.id, sample=0, stamp=stamp, key=bank.exam.key, exam=bank.name, model=asker.name, mode=f"{job.variant.name} · {job.seen}", config=config,
             variant=job.variant.name, seen=job.seen, kind=i.kind, question=i.question, options=list(i.options), truth=i.answer, reply=o.text, error=o.error, calls=len(o.replies),
-            graph=o.graph.how if o.graph else None, flow=o.flow, truncated=any(r.truncated for r in o.replies), tokens=known((r.prompt_tokens or 0) + (r.completion_tokens or 0) for r in o.replies),
-            money=known(r.money for r in o.replies), seconds=round(known(r.seconds for r in o.replies), 3), trace="")
+            graph=o.graph.how if o.graph else None, flow=o.flow, truncated=any(r.truncated for r in o.replies), tokens=known(map(used, o.replies)),
+            money=known(r.money for r in o.replies), seconds=round(sum(r.seconds or 0 for r in o.replies), 3), trace="")
     return [row(i, item.words, o) for i, item, o in zip(bank.exam.items, bank.items, outcomes, strict=True)]
 
 def scored(bank: Bank, records: list, seed: int=0) -> Scored:
@@ -158,7 +159,9 @@ def study(
     return Study(sorted(runs, key=lambda r: order.index(r.bank.name)), sorted(out, key=lambda r: order.index(r["benchmark"])), seed)
 
 # %% ../../nbs/48_study.ipynb #7c61ae36
-def _mean(rows, key): return float(np.mean([r[key] for r in rows]))
+def _mean(rows, key): # of what is known
+    known = [r[key] for r in rows if r[key] is not None]
+    return float(np.mean(known)) if known else None
 def _blind(run): # the constant guesser by the owner's own way of counting
     pairs = [(i, run.bank.constant[i.id]) for i, s in run.scored.pairs if s is not None and run.bank.constant[i.id] is not None]
     found = run.bank.exam.measures(pairs)[0].estimate(0) if pairs else None
@@ -179,7 +182,7 @@ def table(self: Study) -> Table:
     for r in [*(_line(run, self.seed) for run in self.runs), *self.left_out]: lines.setdefault((r["benchmark"], r["model"]), []).append(r)
     cards = " ".join(f"{b.exam.card} {b.about}" for b in dict.fromkeys(run.bank for run in self.runs))
     columns = {k: v for k, v in STUDY_HEADS.items() if k != "why" or self.left_out}
-    return Table(sum(lines.values(), []), columns, "Answers", f"Valid: the reply can be read as an answer. A question without a reply counts as wrong. Calls, tokens and seconds are per question. {cards}")
+    return Table(sum(lines.values(), []), columns, "Answers", f"Valid: the reply can be read as an answer. A question without a reply counts as wrong. Calls, tokens and seconds are per question, tokens where the server tells them. {cards}")
 
 @patch(as_prop=True)
 def details(self: Study) -> Table:

@@ -4,8 +4,9 @@
 
 # %% ../../nbs/23_hosted.ipynb #66039313
 from __future__ import annotations
-import base64, email.utils, hashlib, io, json, math, os, random, re, sys, threading, time
+import base64, email.utils, fcntl, hashlib, io, json, math, os, random, re, sys, threading, time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -823,6 +824,16 @@ def _await(self: Hosted, jobs, chats, poll, until) -> list: # harvests
 
 # %% ../../nbs/23_hosted.ipynb #df53d107
 @patch
+@contextmanager
+def _alone(self: Hosted): # two processes would order the same questions, and pay twice
+    folder = self.cache.folder/"batches"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder/"lock", "w") as f:
+        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError: raise RuntimeError(f"{folder}: another process orders batches here; wait for its end, or give another folder") from None
+        yield
+
+@patch
 def batch(self: Hosted, chats: list,
     poll: float=30., # seconds between two looks
     wait: float=26*3600., # seconds to wait at most
@@ -837,7 +848,7 @@ def batch(self: Hosted, chats: list,
     if not todo: return [known[k] for k in keys]
     if show: say(self.plan(chats, batch=True))
     self.secret(); self._stop.clear()
-    bad = self._rounds(todo, poll, time.monotonic() + wait, rounds, lines, size)
+    with self._alone(): bad = self._rounds(todo, poll, time.monotonic() + wait, rounds, lines, size)
     if show: say(f"{self.name}: {self.spent}")
     final = {k: self._find(k) or Reply(error=bad.get(k, f"no line of {rounds} batches answers it"), batch=True) for k in todo}
     return [known.get(k) or final[k] for k in keys]

@@ -484,4 +484,5 @@ def refusal(
     if "words" in seen and not all(i.words for i in items): return f"no description: {count(lambda i: not i.words)} come without the truth about their scenes"
     if v.style and not shots: return "the prompt shows examples, and there are none"
     if v.style and "words" in seen and not all(s.item.words for s in shots): return "no description: the examples have none"
-    return next(filter(None, map(asker.cannot, _trials(v, items[0], seen, shots))), "")
+    alike = {(len(i.pictures), bool(i.words)): i for i in items} # one of each is tried
+    return next(filter(None, (asker.cannot(chat) for i in alike.values() for chat in _trials(v, i, seen, shots))), "")
