@@ -213,6 +213,32 @@ def test_cancelled_requests_leave_whole_traces(small):
     np.testing.assert_allclose(scored, a.logprobs, atol=1e-4)
 
 
+def test_a_callback_that_fails_ends_its_own_request_only(small):
+    engine = small.engine(batch_size=3, max_new_tokens=10, temperature=1.0)
+    def fails(event):
+        if event.kind == "token" and event.request.tokens == 3: raise KeyError("mine")
+    make = lambda i, on_event=None: engine.request(room(i), "Which is closer?", "reason", (7, i), on_event=on_event)
+    first, *others = (engine.submit(make(i, fails if i == 0 else None)) for i in range(3))
+    with pytest.raises(KeyError, match="mine"):
+        while engine.step(): pass
+    assert not any(r.done for r in others), "it is told at once, when the step is whole"
+    while engine.step(): pass
+    assert first.ended == "cancelled" and first.tokens == 3
+    for i, r in enumerate(others, 1): alike(engine._trace(r), small.engine(max_new_tokens=10, temperature=1.0).run([make(i)])[0])
+
+
+def test_one_request_without_room_takes_no_other_with_it(small):
+    engine = small.engine(max_new_tokens=8)
+    need = engine.need(engine.request(room(0), "Which?", "direct"))
+    engine = small.engine(max_new_tokens=8, context=need)
+    waiting = engine.submit(engine.request(room(0), "Which?", "direct"))
+    fine, long = engine.request(room(1), "Which?", "direct"), engine.request(room(0), "Which is closer? " * 20, "direct")
+    with pytest.raises(engine_module.NoRoom): engine.run([fine, long])
+    assert list(engine.queue) == [waiting] and not fine.submitted
+    engine.run([fine])
+    assert fine.done and waiting.done
+
+
 def asking(engine, *turns):
     "A request of mode cooperate that will write these turns."
     turns = [[*engine.processor.tokenizer.encode(t, add_special_tokens=False), engine.processor.eos] for t in turns]

@@ -9,6 +9,7 @@ from cooper.core import NotBuilt
 from cooper.measure.benchmarks import benchmark
 from cooper.measure.protocols import OWNERS, circular, open_exam, read_item, scene_exam, scores, tagged_length
 from cooper.measure.records import CooperAnswers, HostedAnswers, Plain, append, collect, details, pass_at_k, paired, passes, read_records, results, score, sign_test
+from cooper.measure.robustness import blind
 from cooper.reason.answers import Reading
 from house import ROOT
 from pretend import Cooper
@@ -272,6 +273,8 @@ def test_a_cooper_answers_and_keeps_its_traces(tmp_path):
     exam = scene_exam(bench)
     rows = collect(exam, CooperAnswers(cooper, "cooperate", "pretend", tmp_path/"traces"), tmp_path/"r.jsonl")
     assert score(exam, rows).measures[0].estimate().value == 1. and all(r["calls"] == 1 and json.loads(open(r["trace"]).read()) for r in rows)
+    other = collect(blind(exam, "shuffled"), CooperAnswers(cooper, "cooperate", "pretend", tmp_path/"traces"), tmp_path/"r.jsonl")
+    assert not {r["trace"] for r in rows} & {r["trace"] for r in other}, "the same words about other pictures are other traces"
 
 
 def test_tables_refuse_what_cannot_be_compared_and_count_by_hand(tmp_path):

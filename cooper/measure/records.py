@@ -60,13 +60,13 @@ class CooperAnswers:
         shown = [[p.open() for p in i.pictures] for i in items]
         found = engine.run([engine.request(s[0] if len(s) == 1 else s, w, self.mode, seed) for s, w, seed in zip(shown, words, seeds)])
         each = (time.perf_counter() - start)/len(items)
-        return [self._answered(t, seed, each) for t, seed in zip(found, seeds)]
-    def _answered(self, trace, seed, seconds):
+        return [self._answered(t, i, seed, each) for t, i, seed in zip(found, items, seeds)]
+    def _answered(self, trace, item, seed, seconds):
         last = trace.written[-1] if trace.written else None
-        return Answered(last.text if last else "", trace.tokens, round(seconds, 3), len(trace.drawn), self._keep(trace, seed), truncated=bool(last and last.truncated))
-    def _keep(self, trace, seed):
+        return Answered(last.text if last else "", trace.tokens, round(seconds, 3), len(trace.drawn), self._keep(trace, item, seed), truncated=bool(last and last.truncated))
+    def _keep(self, trace, item, seed):
         if self.traces is None: return ""
-        of = json.dumps(self.config(), sort_keys=True, default=str)
+        of = json.dumps([self.config(), [p.hash for p in item.pictures]], sort_keys=True, default=str) # a blind exam asks the same words of other pictures
         path = self.traces/f"{seed_for('trace', of, trace.question, *seed):016x}.json"
         kept = trace.to_dict() | dict(sequence=[]) # what only a scorer of log-probabilities needs is the larger part
         with write_whole(path) as aside: aside.write_text(json.dumps(kept), encoding="utf-8")

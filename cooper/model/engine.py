@@ -352,7 +352,7 @@ class Engine:
         self.max_tokens, self.max_pictures, self.max_seconds = max_tokens, max_pictures, max_seconds
         self.memory, self.context, self.tokens_per_pass = memory, context, tokens_per_pass
         self.vocabulary = processor.vocabulary
-        self.queue, self.cache, self._keys, self._latents = deque(), None, WeakKeyDictionary(), {}
+        self.queue, self.cache, self._keys, self._latents, self._faults = deque(), None, WeakKeyDictionary(), {}, []
     @property
     def recorded_temperature(self) -> float:
         "The temperature of recorded log-probabilities; greedy decoding records those of temperature 1."
@@ -420,6 +420,7 @@ def step(self: Engine) -> bool: # is anything left to do?
     self._write(self._in("writes"))
     self._draw(self._in("draws"))
     if not self.queue and not self.active: self._drop()
+    if self._faults: raise self._faults.pop(0) # of an `on_event`, now that every batch-mate has made its stroke
     return bool(self.queue or self.active)
 
 @patch
@@ -432,12 +433,16 @@ def active(self: Engine) -> dict:
     return {s: r for s, r in enumerate(self.places if self.cache is not None else ()) if r is not None}
 
 @patch
-def submit(self: Engine, request: Request) -> Request:
-    "Put a request into the queue. NoRoom if no store of this engine could hold it; ValueError if it was here before."
-    if request.submitted: raise ValueError("submit: the request was run before; expected a new one, from `request`, `group` or `resumed`")
+def _settle(self: Engine, request): # its budgets; NoRoom if they are too large
     for name in (*BUDGETS, "temperature", "top_p"):
         if getattr(request, name) is None: setattr(request, name, getattr(self, name))
     self._fits(request)
+
+@patch
+def submit(self: Engine, request: Request) -> Request:
+    "Put a request into the queue. NoRoom if no store of this engine could hold it; ValueError if it was here before."
+    if request.submitted: raise ValueError("submit: the request was run before; expected a new one, from `request`, `group` or `resumed`")
+    self._settle(request)
     request.submitted = True
     self.queue.append(request)
     return request
@@ -448,6 +453,7 @@ def run(self: Engine, requests: list[Request], show_progress: bool = False) -> l
     again = len(requests) - len({id(r) for r in requests if not r.submitted})
     if again:
         raise ValueError(f"run: {again} of {len(requests)} requests were run before or stand here twice; expected new ones, from `request` or `group`")
+    for r in requests: self._settle(r) # all are accepted, or none is queued
     bar = progress(total=len(requests), desc="traces") if show_progress else None
     try:
         for r in requests: self.submit(r)
@@ -538,7 +544,7 @@ def _drop(self: Engine):
 @patch
 def _shut(self: Engine):
     "Give up: requests that are still here are forgotten."
-    self.queue.clear(); self._drop()
+    self.queue.clear(); self._faults.clear(); self._drop()
 
 # %% ../../nbs/09_engine.ipynb #ce09b8fa
 @patch
@@ -578,7 +584,9 @@ def _end(self: Engine, r: Request, why: str, finished: bool = False):
 
 @patch
 def _tell(self: Engine, r, kind, **what):
-    if r.on_event: r.on_event(Event(r, kind, **what))
+    if not r.on_event: return
+    try: r.on_event(Event(r, kind, **what))
+    except Exception as e: r.cancel(); self._faults.append(e)
 
 @patch
 def _trace(self: Engine, r: Request) -> Trace:
