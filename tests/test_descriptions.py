@@ -304,3 +304,16 @@ def test_words_for_clevrs_pictures_by_name_and_by_content(tmp_path, scenes):
     with pytest.raises(ValueError, match="differs by"): words(Image.new("RGB", (480, 320), "red"))
     with pytest.raises(ValueError, match="holds none of the pictures"): picture_words(path, tmp_path)(Image.new("RGB", (480, 320)))
     with pytest.raises(ValueError, match="expected one of structured"): picture_words(path, tmp_path, "poem")
+
+
+def test_located_tells_places_from_the_rooms_middle():
+    for facts in load_facts("data/scenes/test", limit=12):
+        eye, at = (np.array(facts["camera"][k][:2]) for k in ("position", "target"))
+        away = (at - eye)/np.linalg.norm(at - eye)
+        right = np.array([away[1], -away[0]])
+        lines = describe(from_facts(facts), "located").splitlines()[1:]
+        assert len(lines) == len(facts["objects"])
+        for o, line in zip(facts["objects"], lines):
+            x, side, y, where = re.search(r"is ([\d.]+) m to the (right|left) of the middle, ([\d.]+) m (behind|in front of) the middle", line).groups()
+            xy = np.array(o["position_m"][:2])
+            assert abs(float(x)*(1 if side == "right" else -1) - (xy - eye) @ right) < .06 and abs(float(y)*(1 if where == "behind" else -1) - xy @ away) < .06, line

@@ -19,7 +19,7 @@ from transformers.activations import ACT2FN
 from transformers.utils import logging
 from ..core import NotBuilt, in_notebook, progress, resolve, write_whole
 from .modeling import CooperConfig, CooperForConditionalGeneration, sincos_2d, vae_config
-from .processor import CooperProcessor, as_released, check_protocol
+from .processor import TOKENS, CooperProcessor, as_released, check_protocol
 from .transformer import rope_theta
 
 # %% auto #0
@@ -584,7 +584,7 @@ def blank_model(config: CooperConfig) -> CooperForConditionalGeneration: # on th
     "A model without weights. ValueError for values by which it could be built and would compute nonsense."
     text, vae = config.text_config, config.vae_config
     rope = getattr(text, "rope_parameters", None) or {}
-    for name, value in (("rope_theta", rope_theta(text)), ("scale_factor", vae["scaling_factor"]), ("timestep_shift", config.timestep_shift)):
+    for name, value in (("rope_theta", rope_theta(text)), ("scale_factor", vae["scaling_factor"]), ("timestep_shift", config.timestep_shift), ("position_base", config.position_base)):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
             raise ValueError(f"'{name}' is {value!r}; expected a number above 0")
     shift = vae["shift_factor"]
@@ -603,6 +603,9 @@ def check_words(folder: Path, config: CooperConfig, processor: CooperProcessor):
     "ValueError unless the ids of the tokenizer are the model's."
     rows, ids = config.text_config.vocab_size, max(processor.tokenizer.get_vocab().values()) + 1
     if ids > rows: raise ValueError(f"{folder}: the tokenizer's ids go up to {ids - 1:,}, and the model has {rows:,} words; they are of two different models")
+    for word in TOKENS.values():
+        if len(found := processor.tokenizer.encode(word, add_special_tokens=False)) != 1:
+            raise ValueError(f"{folder}: the tokenizer cuts {word} into {len(found)} pieces; expected one id: its added tokens are gone")
     for name in ("start_of_image", "end_of_image"):
         mine, its = getattr(config, name), getattr(processor, name)
         if mine != its: raise ValueError(f"{folder}: '{name}' is {mine} in the configuration and {its} in the tokenizer; they are of two different models")
@@ -658,7 +661,7 @@ def _released_sizes(tables, clean, vision, kind): # (max, min, stride) of pictur
 _TEXT = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size", "hidden_act",
          "rms_norm_eps", "rope_parameters.rope_theta")
 _VISION = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size", "hidden_act", "layer_norm_eps")
-FIELDS = ("latent_patch_size", "max_latent_size", "vit_max_num_patch_per_side", "connector_act", "interpolate_pos", "timestep_shift",
+FIELDS = ("latent_patch_size", "max_latent_size", "vit_max_num_patch_per_side", "connector_act", "interpolate_pos", "timestep_shift", "position_base",
           "start_of_image", "end_of_image", *(f"text_config.{k}" for k in _TEXT), *(f"vision_config.{k}" for k in _VISION),
           *(f"vae_config.{k}" for k in vae_config([8], 4, 1, 1.0, 0.0))) # of config.json
 

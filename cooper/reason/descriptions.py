@@ -27,8 +27,8 @@ class Thing:
     colour: str
     material: str
     shape: str
-    right: float # metres to the right, along the floor as the camera sees it
-    behind: float # metres away from the camera, along the floor
+    right: float # metres to the right, along the floor as the camera sees it: of where it looks, or of the file's origin
+    behind: float # metres behind the file's origin, the middle of the room, along the floor and away from the camera
     world: tuple # (x, y, z) as the file has it
     u: float|None = None # place in the picture, 0 (left) to 1
     v: float|None = None # 0 (top) to 1
@@ -53,8 +53,9 @@ def from_facts(facts: dict) -> Layout:
     right, _, forward = camera.axes
     behind = forward*[1, 1, 0]/np.hypot(*forward[:2])
     def thing(o):
-        at = np.subtract(o["position_m"], camera.position)
-        return Thing(o["size"], o["colour"], o["material"], o["shape"], float(at @ right), float(at @ behind), tuple(o["position_m"]), *o["pixel"], o["depth_m"])
+        at = np.array(o["position_m"])
+        beside = float((at - camera.position) @ right)
+        return Thing(o["size"], o["colour"], o["material"], o["shape"], beside, float(at @ behind), tuple(o["position_m"]), *o["pixel"], o["depth_m"])
     return Layout(tuple(map(thing, facts["objects"])), facts["scene_id"], facts["image"])
 
 # %% ../../nbs/25_descriptions.ipynb #a740ef6d
