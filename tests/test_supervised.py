@@ -256,7 +256,7 @@ def test_parameters_out_of_range_fail_before_anything_runs(name, cls, value):
 @pytest.mark.parametrize("words, changes", [("'ema_decay' is -1.0; expected at least 0", dict(ema_decay=-1)), ("'ema_decay' is nan", dict(ema_decay=float("nan"))),
     ("'learning_rate' is 0.0", dict(learning_rate=0)), ("'amg_weight' is 1.5", dict(amg_weight=1.5)), ("'grounding_weight' is 0.6; expected 0 to 0.5, what the others leave", dict(grounding_weight=.6, amg_weight=.5)),
     ("'grounding_weight' is -0.1", dict(grounding_weight=-.1)), ("'comparing_weight' is 0.3; expected 0 to 0.2, what the others leave", dict(amg_weight=.5, grounding_weight=.3, comparing_weight=.3)),
-    ("'retelling_weight' is 0.3; expected 0 to 0.2, what the others leave", dict(amg_weight=.5, grounding_weight=.3, comparing_weight=0., retelling_weight=.3)), ("has a mode 'think'; expected some of direct", dict(mode_weights={"think": 1})),
+    ("has a mode 'think'; expected some of direct", dict(mode_weights={"think": 1})),
     ("of direct is -1; expected a number", dict(mode_weights={"direct": -1})), ("of direct is 'much'", dict(mode_weights={"direct": "much"})),
     ("is {'direct': 0}; expected at least one above 0", dict(mode_weights={"direct": 0})), ("'steps' is 0.*'copies' is -1", dict(copies=-1, steps=0))])
 def test_parameters_that_mean_nothing_fail_before_anything_runs(words, changes):

@@ -453,7 +453,6 @@ class SftParameters(StageParameters):
     amg_weight: float # share of stage-1 examples among all
     grounding_weight: float # share of lessons in looking among all
     comparing_weight: float # share of lessons in comparing among all
-    retelling_weight: float # share of lessons in finding among all
     per_scene: int # questions about each scene
     turns: int # questions in one conversation, in the modes that draw nothing
     copies: int # noised copies of each map in a stage-1 example
@@ -465,7 +464,7 @@ class SftParameters(StageParameters):
         "What is out of its range, before anything is read."
         bad = super().faults()
         left = 1.
-        for name in ("amg_weight", "grounding_weight", "comparing_weight", "retelling_weight"): # what is left is for solutions
+        for name in ("amg_weight", "grounding_weight", "comparing_weight"): # what is left is for solutions
             share = getattr(self, name)
             if not 0 <= share <= left + 1e-9: bad.append(f"'{name}' is {share}; expected 0 to {left:g}" + (", what the others leave" if left < 1 else ""))
             else: left = max(left - share, 0.)
