@@ -245,11 +245,11 @@ SIGNS = dict(stop_after=-1, scenes=-1, warmup_steps=-1)
 
 
 @pytest.mark.parametrize("name, cls, value", [(n, c, v) for n, c in (("10_amg", AmgParameters), ("20_sft", SftParameters)) for v in (COUNTS | SIGNS).items()]
-    + [("10_amg", AmgParameters, ("autoencoder_steps", 0))] + [("20_sft", SftParameters, (k, 0)) for k in ("per_scene", "turns", "questions")]
+    + [("10_amg", AmgParameters, ("autoencoder_steps", 0))] + [("20_sft", SftParameters, (k, 0)) for k in ("per_scene", "turns")] + [("20_sft", SftParameters, ("questions", 4))]
     + [("20_sft", SftParameters, ("max_objects", -1))])
 def test_parameters_out_of_range_fail_before_anything_runs(name, cls, value):
     assert stage(name, cls).steps == 20
-    low = 0 if value[0] in (*SIGNS, "max_objects") else 1
+    low = {"questions": 5}.get(value[0], 0 if value[0] in (*SIGNS, "max_objects") else 1)
     with pytest.raises(ValueError, match=f"'{value[0]}' is {value[1]}; expected at least {low}$"): stage(name, cls, **dict([value]))
 
 

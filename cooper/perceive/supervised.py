@@ -421,7 +421,7 @@ class StageParameters:
         if bad: raise ValueError("; ".join(bad))
     def faults(self) -> list[str]:
         "What is out of its range, before anything is read."
-        bad = at_least(1, self, "steps batch_size save_steps copies autoencoder_steps evaluation_scenes per_scene turns questions")
+        bad = at_least(1, self, "steps batch_size save_steps copies autoencoder_steps evaluation_scenes per_scene turns")
         bad += at_least(0, self, "warmup_steps stop_after scenes max_objects seed")
         if not 0 < self.learning_rate < 1: bad.append(f"'learning_rate' is {self.learning_rate}; expected more than 0 and less than 1")
         if not 0 <= self.ema_decay < 1: bad.append(f"'ema_decay' is {self.ema_decay}; expected at least 0 and less than 1")
@@ -462,7 +462,7 @@ class SftParameters(StageParameters):
     evaluation_scenes: int
     def faults(self) -> list[str]:
         "What is out of its range, before anything is read."
-        bad = super().faults()
+        bad = super().faults() + at_least(5, self, "questions") # one of each kind; known hours before they are asked
         left = 1.
         for name in ("amg_weight", "grounding_weight", "comparing_weight"): # what is left is for solutions
             share = getattr(self, name)
