@@ -150,6 +150,8 @@ def more_words(f):
 def no_special_words(f):
     edit("tokenizer.json", added_tokens=[])(f); edit("tokenizer_config.json", added_tokens_decoder=None, additional_special_tokens=None)(f)
 def with_nan(s): s["llm2vae.bias"][0] = float("nan")
+def number_in(name, value): return lambda s: s[name].view(-1).__setitem__(-1, value)
+def zeros_in(words): return lambda s: [t.zero_() for n, t in s.items() if words in n and "pos_embed" not in n] and None
 
 
 BROKEN = {
@@ -166,7 +168,14 @@ BROKEN = {
     "misshapen": (weights(lambda s: s | {"connector.fc1.weight": torch.ones(64, 7)}), r"(?s)connector.fc1.weight is \(64, 7\), expected \(64, 48\).*connector +3 +0 +0 +1"),
     "a wrapper's names": (weights(lambda s: {f"module.{n}": t for n, t in s.items()}), "all names begin with 'module.'"),
     "quantized": (weights(lambda s: s | {"llm2vae.weight": s["llm2vae.weight"].to(torch.int8)}), "'llm2vae.weight' is I8; expected BF16, F16 or F32"),
-    "not a number": (weights(with_nan), "'llm2vae.bias' holds infinities or NaN"),
+    "not a number": (weights(with_nan), "(?s)1 tensors damaged: 'llm2vae.bias' holds infinities or NaN.*latents in and out +7 +0 +0 +0 +1"),
+    "not a number in a table": (weights(number_in("language_model.model.embed_tokens.weight", float("nan"))), "ema.safetensors: 1 tensors damaged: 'language_model.model.embed_tokens.weight' holds infinities"),
+    "infinite": (weights(number_in("language_model.model.layers.1.mlp_moe_gen.down_proj.weight", float("-inf"))), "(?s)down_proj.weight' holds infinities.*drawing expert +42 +0 +0 +0 +1"),
+    "not a number in the autoencoder": (weights(number_in("decoder.conv_in.weight", float("inf")), "ae.safetensors"), "ae.safetensors: 1 tensors damaged: 'decoder.conv_in.weight' holds infinities"),
+    "nothing but zeros": (weights(zeros_in("")), "(?s)tensors damaged: .* is all zeros.*vision tower +\\d+ +0"), "a drawing expert of zeros": (weights(zeros_in("_moe_gen")), "(?s)the drawing expert holds nothing but zeros.*drawing expert +9 +0 +0 +0 +34"),
+    "a tower of zeros": (weights(zeros_in("vit_model")), "(?s)'vit_model.*is all zeros.*the vision tower holds nothing but zeros"), "an autoencoder of zeros": (weights(zeros_in(""), "ae.safetensors"), "(?s)ae.safetensors: .*'decoder.* is all zeros.*the autoencoder holds nothing but zeros"),
+    "one norm of zeros": (weights(zeros_in("layers.1.input_layernorm.weight")), "1 tensors damaged: 'language_model.model.layers.1.input_layernorm.weight' is all zeros"),
+    "zeros and no numbers": (lambda f: [weights(zeros_in("connector.fc1"))(f), weights(number_in("encoder.conv_in.bias", float("nan")), "ae.safetensors")(f)], "ae.safetensors and .*ema.safetensors: 2 tensors damaged: '.*conv_in.bias' holds infinities or NaN, 'connector.fc1.weight' is all zeros"),
     "learned tables": (weights(lambda s: s | {"latent_pos_embed.pos_embed": torch.randn(64, 64)}), "off the fixed sines"),
     "another's sizes": (edit("llm_config.json", hidden_size=96), "weights and configuration are of two different models|'latent_pos_embed.pos_embed' is"),
     "fewer layers": (edit("llm_config.json", num_hidden_layers=2), "tensors unexpected: language_model.model.layers.2"), "more layers": (edit("llm_config.json", num_hidden_layers=4), "tensors missing: language_model.model.layers.3"),
@@ -226,6 +235,10 @@ BESIDE = { # what lies beside ema.safetensors -> what is said
     "an index of shards that are not there": (lambda f: index(f, {"a.b": "ema-00001-of-00002.safetensors"}), "ema.safetensors.index.json places 'a.b' in ema-00001-of-00002.safetensors, where it is not; .*; ema.safetensors is read"),
     "an index that lacks a tensor": (lambda f: index(f, {n: "ema.safetensors" for n in load_file(f/"ema.safetensors") if n != "llm2vae.bias"}), "does not name 'llm2vae.bias' of ema.safetensors; ema.safetensors is read"),
     "another's index under model": (lambda f: index(f, {"a.b": "ema.safetensors"}, "model.safetensors.index.json"), "model.safetensors.index.json places 'a.b' in ema.safetensors, where it is not"),
+    "a damaged index": (put("ema.safetensors.index.json", b'{"weight_map": {'), "ema.safetensors.index.json:1: not JSON .*; ema.safetensors is read"), "an index of no text": (put("ema.safetensors.index.json", b"\xff\x00"), "ema.safetensors.index.json: not text"),
+    "a damaged index under model": (put("model.safetensors.index.json", b""), "model.safetensors.index.json:1: not JSON .*; ema.safetensors is read"), "an index under model that is a list": (put("model.safetensors.index.json", b"[]"), "model.safetensors.index.json: holds a list"),
+    "an index under model of nothing": (put("model.safetensors.index.json", b'{"weight_map": 3}'), "'weight_map' is no object of file names; .*; ema.safetensors is read"),
+    "a damaged index, and shards": (lambda f: [shards(f, stem="ema"), put("model.safetensors.index.json", b"{")(f)], "model.safetensors.index.json:1: not JSON .*; ema is read"),
     "an index of model shards, gone": (lambda f: index(f, {"a.b": "model-00001-of-00001.safetensors"}, "model.safetensors.index.json"), "index.json names model-00001-of-00001.safetensors, not there; ema is read"),
     "shards": (lambda f: [shutil.copy(f/"ema.safetensors", f/"whole"), shards(f), (f/"whole").rename(f/"ema.safetensors")], "holds ema.safetensors, and ema-00001-of-00003.safetensors, .* beside it; ema.safetensors is read"),
 }
@@ -251,6 +264,24 @@ def test_an_index_as_bagel_has_it_is_no_second_set_of_weights(golden, folder, wi
     with pytest.raises(ValueError, match="ema.safetensors missing"): load_model(folder)
 
 
+def test_a_damaged_index_beside_a_whole_file_of_ours_is_said(golden, tmp_path):
+    folder = save_model(*golden, tmp_path/"own")
+    put("model.safetensors.index.json", b"{")(folder)
+    with pytest.warns(UserWarning, match="own: model.safetensors.index.json:1: not JSON .*; model.safetensors is read"): assert loss(load_model(folder)[0]) == loss(golden[0])
+    shards_of = save_model(*golden, tmp_path/"cut", max_shard_size="1MB")
+    put("model.safetensors.index.json", b"{")(shards_of)
+    with pytest.raises(ValueError, match="cut/model.safetensors.index.json:1: not JSON"): load_model(shards_of)
+
+
+def test_what_is_broken_in_bagel_and_not_needed_takes_nobody_with_it(golden, folder, tmp_path):
+    "COOPER beside a BAGEL whose own weights are half there: configuration, words and autoencoder are what is taken from it."
+    mine = tmp_path/"COOPER"; mine.mkdir(); shutil.copy(folder/"ema.safetensors", mine)
+    for damage in (cut("ema.safetensors", 900), link_for("ema.safetensors"), put("model.safetensors.index.json", b"{")):
+        damage(folder)
+        model, _ = load_model(mine)
+        assert loss(model) == loss(golden[0]) and model.origin.kind == "cooper" and Path(model.origin.base) == folder
+
+
 def protocol(change):
     def damage(f):
         stored = json.loads((f/"processor_config.json").read_text())
@@ -263,6 +294,9 @@ OWN = {
     "order": (edit("processor_config.json", clean=[32, 64, 16]), r"'clean' is \[32, 64, 16\]"), "stride": (edit("processor_config.json", vision=[112, 56, 10]), "a multiple of 14 as stride"),
     "larger": (edit("processor_config.json", clean=[4096, 2048, 16]), "'clean' allows sides of 4096 pixels, 256 cells; the position table of the model has 8"),
     "another's ids": (edit("config.json", start_of_image=10), "'start_of_image' is 10 in the configuration and 305 in the tokenizer"),
+    "not a number": (weights(number_in("language_model.model.embed_tokens.weight", float("nan")), "model.safetensors"), "model.safetensors: 1 tensors damaged: 'language_model.model.embed_tokens.weight' holds infinities"),
+    "zeros": (weights(zeros_in("vit_model"), "model.safetensors"), "(?s)is all zeros.*the vision tower holds nothing but zeros"), "an autoencoder of zeros": (weights(zeros_in("vae."), "model.safetensors"), "the autoencoder holds nothing but zeros"),
+    "words that are gone": (edit("processor_config.json", vocabulary=309), "the tokenizer has 307 words, and 'vocabulary' in processor_config.json is 309"),
     "generation": (put("generation_config.json", b"{"), "generation_config.json:1: not JSON"), "generation list": (put("generation_config.json", b"[]"), "generation_config.json: holds a list"),
     "scale": (lambda f: edit("config.json", vae_config=json.loads((f/"config.json").read_text())["vae_config"] | dict(scaling_factor=0))(f), "'scale_factor' is 0"),
     "sampler": (protocol(lambda p: p.update(sampler=None)), "protocol: 'sampler' is None; expected an object"), "more": (protocol(lambda p: p["sampler"].update(speed=1)), "'sampler' has speed; expected num_timesteps"),
@@ -375,7 +409,60 @@ def test_layers_over_devices_change_no_number(golden):
     assert spread.model.devices == [torch.device("cpu")] * 3 and loss(spread.model) == loss(one.model)
     a, b = (x.ask(room, "What is in front?", "perceive", **fast) for x in (spread, one))
     assert [s.ids for s in a.steps if s.kind == "write"] == [s.ids for s in b.steps if s.kind == "write"]
-    assert [str(d) for d in deal(5, ["cuda:0", "cuda:1"])] == ["cuda:0"] * 3 + ["cuda:1"] * 2
+
+
+def test_everything_is_brought_to_where_its_layer_is(golden):
+    "The later layers lie on the meta device: their inputs are there, too, whatever was asked of the first."
+    from cooper.model.checkpoint import spread
+    model, _ = load_model(GOLDEN)
+    layers, seen = model.language_model.model.layers, []
+    for layer in layers[1:]: layer.to("meta")
+    spread(model, [torch.device(d) for d in ("cpu", "meta", "meta")])
+    def devices(x): return {x.device.type} if isinstance(x, torch.Tensor) else set().union(*map(devices, x)) if isinstance(x, (list, tuple)) else \
+        set().union(*map(devices, vars(x).values())) if hasattr(x, "__dict__") else set()
+    for layer in layers: layer.register_forward_pre_hook(lambda layer, args: seen.append((devices(args[0]), devices(args[1]))))
+    with pytest.raises(NotImplementedError, match="meta tensor"): loss(model) # what comes out of the last layer goes home, and on meta there is nothing
+    assert seen == [({"cpu"}, {"cpu"}), ({"meta"}, {"meta"}), ({"meta"}, {"meta"})]
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize("free, layers", [([80, 80], [12, 16]), ([40, 40], [12, 16]), ([24, 24, 24], [6, 11, 11]), ([80, 20], [22, 6]), ([4, 40], [0, 28]), ([80], [28])])
+def test_auto_fills_gpus_alike(monkeypatch, free, layers):
+    "28 layers of 0.9 GiB, and 4 GiB that stay with the first: GPUs that are only claimed."
+    from cooper.model import checkpoint
+    from cooper.model.checkpoint import Head, check_room, place, shares
+    found = {f"language_model.model.layers.{i}.mlp.up_proj.weight": Head(Path("x"), "x", (round(0.45 * GIB),), "BF16") for i in range(28)}
+    found |= {"language_model.lm_head.weight": Head(Path("x"), "x", (GIB,), "BF16"), "vae.decoder.conv_in.weight": Head(Path("x"), "x", (GIB // 2,), "F32")}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free)); monkeypatch.setattr(checkpoint, "_free", lambda d: free[d.index] * GIB)
+    devices = deal(28, "auto", found)
+    assert [devices.count(torch.device(f"cuda:{i}")) for i in range(len(free))] == layers and [d.index for d in devices] == sorted(d.index for d in devices)
+
+
+def test_what_does_not_fit_is_said_before_it_is_read(monkeypatch, folder):
+    from cooper.model import checkpoint
+    from cooper.model.checkpoint import place, shares
+    found, two = heads(weight_files(GOLDEN, "ema")), ["cuda:0", "cuda:0", "cuda:1"]
+    share = shares(found, place([torch.device(d) for d in two]), torch.bfloat16)
+    last = sum(h.shape.numel() if hasattr(h.shape, "numel") else torch.Size(h.shape).numel() for n, h in found.items() if ".layers.2." in n and n.startswith("language_model"))
+    assert share[torch.device("cuda:1")] == 2 * last and share.total() == 2 * sum(torch.Size(h.shape).numel() for n, h in found.items() if n not in TABLES.values())
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2); monkeypatch.setattr(checkpoint, "fill", lambda *a: pytest.fail("weights were read"))
+    monkeypatch.setattr(checkpoint, "_free", lambda d: 2**40 if d.index == 0 else 2 * last - 1)
+    with pytest.raises(RuntimeError, match=r"^cuda:1 has 0.0 GiB free for 0.0 GiB of weights; expected more or other GPUs in device_map"): load_model(folder, torch.bfloat16, device_map=two)
+    with pytest.raises(ValueError, match="device_map has 'cuda:2', and torch sees 2 CUDA GPUs here"): load_model(folder, device_map=["cuda:0", "cuda:2"])
+    for wrong, words in ((["meta"], "has 'meta', where tensors have no numbers"), (["cpu", "gpu:1"], "has 'gpu:1'; expected devices such as"), ({0: "cpu", "1": "cpu", 2: "cpu", "vae": "cpu"}, "has vae; expected the numbers of 3 layers"),
+                         ({}, "names no device for layers|is {}"), ("balanced", "is 'balanced'; expected 'auto'")):
+        with pytest.raises(ValueError, match=f"device_map {words}"): load_model(folder, device_map=wrong)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_layers_over_a_cpu_and_a_gpu(golden):
+    room, fast = Image.effect_noise((64, 64), 60).convert("RGB"), dict(sampler=dict(num_timesteps=3), max_new_tokens=8)
+    for devices in (["cpu", "cuda:0"], ["cuda:0", "cpu"], "auto"):
+        spread = cooper.load(GOLDEN, "float32", device_map=devices, show=False)
+        a, b = (x.ask(room, "What is in front?", "perceive", **fast) for x in (spread, cooper.load(GOLDEN, "float32", "cpu", show=False)))
+        assert [s.ids for s in a.steps if s.kind == "write"] == [s.ids for s in b.steps if s.kind == "write"]
 
 
 MEMORY = """
@@ -393,7 +480,7 @@ MEMORY = """
 
 
 def synthetic(folder, layers, width=512):
-    "A released checkpoint of some size. Its weights are a hole in a file: zeros that take no room on the disk."
+    "A released checkpoint of some size. Its weights are one block of numbers, again and again."
     for n in ("tokenizer.json", "tokenizer_config.json", "vit_config.json", "config.json", "vae_config.json", "ae.safetensors"): shutil.copy(GOLDEN/n, folder)
     llm = json.loads((GOLDEN/"llm_config.json").read_text())
     (folder/"llm_config.json").write_text(json.dumps(llm | dict(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers)))
@@ -403,7 +490,10 @@ def synthetic(folder, layers, width=512):
         if name.startswith("vae."): continue
         head[name] = dict(dtype="BF16", shape=list(t.shape), data_offsets=[at, at := at + 2 * t.numel()])
     text = json.dumps(head).encode(); text += b" " * (-len(text) % 8)
-    with open(folder/"ema.safetensors", "wb") as f: f.write(len(text).to_bytes(8, "little") + text); f.truncate(8 + len(text) + at)
+    block = (0.02 * torch.randn(2**20, generator=torch.Generator().manual_seed(0))).bfloat16().view(torch.uint8).numpy().tobytes()
+    with open(folder/"ema.safetensors", "wb") as f:
+        f.write(len(text).to_bytes(8, "little") + text)
+        for begin in range(0, at, len(block)): f.write(block[:at - begin])
     return 8 + len(text) + at
 
 
@@ -474,6 +564,46 @@ def test_what_would_load_and_answer_nonsense_is_refused(tmp_path, file, change, 
     folder = Path(shutil.copytree(ROOT/"data/tiny-cooper", tmp_path/"tiny"))
     values = json.loads((folder/file).read_text()); change(values); (folder/file).write_text(json.dumps(values))
     with pytest.raises(ValueError, match=message): load_model(folder)
+
+
+def in_words(path, value): # a field of tokenizer.json
+    def change(c):
+        *way, last = path.split(".")
+        for k in way: c = c[k]
+        c[last] = value
+    return change
+def added(what): return lambda c: [what(t) for t in c["added_tokens"]]
+def without(*words): return lambda c: c.update(added_tokens=[t for t in c["added_tokens"] if t["content"] not in words])
+BYTES = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=False)
+
+
+@pytest.mark.parametrize("change, message", [
+    (in_words("pre_tokenizer", None), "'pre_tokenizer' is null: .* comes back as 'The"), (in_words("pre_tokenizer", dict(type="Whitespace")), "'pre_tokenizer' is .*Whitespace.*comes back as"),
+    (in_words("pre_tokenizer", BYTES), "'pre_tokenizer' cuts .*, as Qwen2 does"), (in_words("pre_tokenizer", BYTES | dict(use_regex=True)), "'pre_tokenizer' cuts .*, as Qwen2 does"),
+    (in_words("pre_tokenizer", BYTES | dict(add_prefix_space=True, use_regex=True)), "'pre_tokenizer' is .*comes back as ' The"), (in_words("decoder", None), "'decoder' is null"), (in_words("decoder", dict(type="Fuse")), "'decoder' is .*Fuse"),
+    (in_words("normalizer", dict(type="Lowercase")), "'normalizer' is .*Lowercase"), (in_words("normalizer", dict(type="Prepend", prepend="_")), "'normalizer' is .*Prepend"), (in_words("model.dropout", 0.1), "'model.dropout' is 0.1"),
+    (in_words("model.end_of_word_suffix", "</w>"), "'model': .* comes back as"), (in_words("model.continuing_subword_prefix", "##"), "cannot be read as a tokenizer"), (in_words("model.type", "WordLevel"), "cannot be read as a tokenizer"),
+    (added(lambda t: t.update(lstrip=True)), "'added_tokens' has '<|im_start|>', id 0"), (added(lambda t: t.update(single_word=True)), "'added_tokens' has '<|im_start|>', id 0"),
+    (without("</think>"), "'added_tokens' has one of <think> and </think>"), (without("<depth-estimation>", "</depth-estimation>"), "has 492 words, and ids up to 493: some of its added tokens are gone")])
+def test_a_tokenizer_that_cuts_words_wrongly_is_refused(tmp_path, change, message):
+    folder = Path(shutil.copytree(ROOT/"data/tiny-cooper", tmp_path/"tiny"))
+    values = json.loads((folder/"tokenizer.json").read_text()); change(values); (folder/"tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=message) as e: load_model(folder)
+    assert str(folder) in str(e.value)
+
+
+def test_sound_tokenizers_are_taken(tmp_path):
+    "Ours, the golden one by each way of reading it, and one made as Qwen2's are, whose words end with padding of the table."
+    from transformers import AutoTokenizer, Qwen2TokenizerFast
+    from cooper.model.processor import TOKENS, check_tokenizer, train_tokenizer
+    for read, folder in ((AutoTokenizer, ROOT/"data/tiny-cooper"), (AutoTokenizer, GOLDEN), (Qwen2TokenizerFast, GOLDEN)): check_tokenizer(read.from_pretrained(folder))
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"): shutil.copy(GOLDEN/name, tmp_path)
+    check_tokenizer(Qwen2TokenizerFast.from_pretrained(tmp_path))
+    model = json.loads(train_tokenizer(["the red cube is 12 m away from the ball\n"] * 9, 330).backend_tokenizer.to_str())["model"]
+    vocab = {w: i for i, w in enumerate(w for w in model["vocab"] if not w.startswith("<|"))}
+    qwen = Qwen2TokenizerFast(vocab=vocab, merges=[tuple(m) for m in model["merges"]])
+    qwen.add_special_tokens(dict(additional_special_tokens=[*TOKENS.values(), "<|box_start|>", "<tool_call>"]))
+    check_tokenizer(qwen); qwen.save_pretrained(tmp_path/"qwen"); check_tokenizer(AutoTokenizer.from_pretrained(tmp_path/"qwen"))
 
 
 def test_export_of_our_own_layout(golden, tmp_path):

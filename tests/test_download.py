@@ -1,5 +1,5 @@
 "Fetching and unpacking: a hub on this machine that breaks off, rots and lies, and archives that nobody should trust."
-import gzip, hashlib, io, json, os, re, subprocess, sys, tarfile, threading
+import gzip, hashlib, io, json, os, re, subprocess, sys, tarfile, threading, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -302,6 +302,66 @@ def pax(name, kind=FILE, **headers): # an entry, and what an extended header say
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:gz", format=tarfile.PAX_FORMAT) as t: t.addfile(info, io.BytesIO(b"x"))
     return out.getvalue()
+
+
+def pax_lie(size, mode="w:gz"): # an entry of three bytes that says it is of others
+    info = tarfile.TarInfo("big"); info.size = 3; info.pax_headers = {"size": size}
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=mode, format=tarfile.PAX_FORMAT) as t: t.addfile(info, io.BytesIO(b"abc"))
+    return out.getvalue()
+
+
+def header(name="big", size=b"00000000003", kind=b"0", more=b""): # an entry of 512 bytes, whatever it says of its size, and an end
+    head = bytearray(tarfile.TarInfo(name).tobuf(tarfile.GNU_FORMAT))
+    head[124:136], head[156:157], head[148:156] = size.ljust(12, b"\0")[:12], kind, b" " * 8
+    head[345:345 + len(more)] = more
+    head[148:156] = b"%06o\0 " % sum(head)
+    return bytes(head)
+
+
+def base256(n): return bytes([255 if n < 0 else 128]) + (n % 2**88).to_bytes(11, "big") # as GNU tar writes what eight octal digits cannot
+
+
+def global_pax(**headers): # an extended header for all entries
+    rows = [f" {k}={v}\n".encode() for k, v in headers.items()]
+    data = b"".join(next(b"%d" % n + r for n in range(len(r), len(r) + 9) if len(b"%d" % n + r) == n) for r in rows)
+    return header("pax", b"%011o" % len(data), b"g") + data.ljust(-(-len(data) // 512) * 512, b"\0")
+
+
+END = b"abc".ljust(512, b"\0") + bytes(1024)
+LIES = { # a size that is a lie -> what is said
+    "in a header": (pax_lie("99000000000"), "'big' says it is of 99,000,000,000 bytes, and at most 4,2"), "in a header, plain": (pax_lie("99000000000", "w"), "'big' says it is of 99,000,000,000 bytes, and at most 10,240"),
+    "negative, in a header": (pax_lie("-5"), "'big' says it is of -5 bytes"), "far negative, in a header": (pax_lie("-99999999"), "'big' says it is of -99,999,999 bytes"),
+    "octal": (header(size=b"77777777777") + END, "'big' says it is of 8,589,934,591 bytes, and at most 2,048"), "octal, gzip": (gzip.compress(header(size=b"77777777777") + END), "'big' says it is of 8,589,934,591 bytes"),
+    "base 256": (gzip.compress(header(size=base256(2**80)) + END), "'big' says it is of 1,208,925,819,614,629,174,706,176 bytes"), "base 256, negative": (gzip.compress(header(size=base256(-2**40)) + END), "'big' says it is of -1,099,511,627,776 bytes"),
+    "for all": (gzip.compress(global_pax(size="99000000000") + header() + END), "'big' says it is of 99,000,000,000 bytes|damaged here"), "of an unknown kind": (gzip.compress(header(size=b"77777777777", kind=b"Z") + END), "'big' says it is of 8,589,934,591 bytes|of type b'Z'"),
+    "of a link": (gzip.compress(header(size=b"77777777777", kind=b"2") + END), "'big' says it is of|symlink 'big' leads"), "of a folder": (gzip.compress(header(size=b"77777777777", kind=b"5") + END), "'big' says it is of"),
+    "of a long name": (gzip.compress(header("././@LongLink", base256(2**40), b"L") + END), "an extended header of 1,099,511,627,776 bytes"), "of a long name, negative": (gzip.compress(header("././@LongLink", base256(-1), b"L") + END), "an extended header of -1 bytes"),
+    "sparse, old GNU": (gzip.compress(header(kind=b"S", more=bytes(41) + b"\0" * 97 + b"77777777777\0") + END), "'big' is a sparse file"),
+    "sparse, pax 0.0": (pax("big", **{"GNU.sparse.size": "99000000000", "GNU.sparse.numblocks": "1", "GNU.sparse.offset": "0", "GNU.sparse.numbytes": "1"}), "'big' is a sparse file"),
+    "sparse, pax 0.1": (pax("big", **{"GNU.sparse.size": "99000000000", "GNU.sparse.numblocks": "1", "GNU.sparse.map": "0,1", "GNU.sparse.name": "big"}), "is a sparse file"),
+    "sparse, pax 1.0": (pax("big", **{"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "99000000000", "GNU.sparse.name": "big"}), "is a sparse file"),
+    "sparse, one word of it": (pax("big", **{"GNU.sparse.realsize": "99000000000"}), "is a sparse file"), "sparse, star": (pax("big", **{"SCHILY.realsize": "99000000000"}), "is a sparse file"),
+    "sparse, Solaris": (pax("big", **{"SUN.holesdata": " 0 99000000000"}), "is a sparse file"), "sparse, for all": (gzip.compress(global_pax(**{"GNU.sparse.realsize": "99000000000"}) + header() + END), "is a sparse file"),
+}
+
+
+@pytest.mark.parametrize("what", LIES)
+def test_a_size_that_is_a_lie_is_refused_at_once(tmp_path, what):
+    data, words = LIES[what]
+    archive(tmp_path/"parts", data)
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match=words) as e: unpack(tmp_path/"parts", tmp_path/"files")
+    assert time.perf_counter() - start < 2 and "set.tar.gz: " in str(e.value) and not (tmp_path/"files").exists()
+
+
+def test_a_size_that_could_be_is_not_waited_for(tmp_path):
+    "Parts so large that 40 GB could come out of them, and one entry that says so: the stream ends, and that is noticed when it does."
+    for i, data in enumerate((header(size=base256(4 * 10**10)) + b"abc", bytes(10**6), b"\0" * 10**5)): (tmp_path/f"set.tar.part.a{'abc'[i]}").write_bytes(data)
+    start = time.perf_counter()
+    archive_ = checkpoint._Archive(sorted(tmp_path.glob("set*")), Limits()); archive_.most = 10**12
+    with pytest.raises(ValueError, match="part.ac: the stream ends inside an entry; the archive is damaged here, or parts after this one are missing"): list(archive_)
+    assert time.perf_counter() - start < 2
 
 
 def rotten(data, at): return data[:at] + bytes([data[at] ^ 255]) + data[at + 1:]

@@ -19,18 +19,18 @@ from transformers.activations import ACT2FN
 from transformers.utils import logging
 from ..core import NotBuilt, in_notebook, progress, resolve, write_whole
 from .modeling import CooperConfig, CooperForConditionalGeneration, sincos_2d, vae_config
-from .processor import TOKENS, CooperProcessor, as_released, check_protocol
+from .processor import TOKENS, CooperProcessor, as_released, check_protocol, check_tokenizer
 from .transformer import rope_theta
 
 # %% auto #0
-__all__ = ['OURS', 'RELEASED', 'BASE', 'TABLES', 'PARTS', 'PROBES', 'DTYPES', 'SMALL', 'QUANTIZED', 'FIELDS', 'BAGEL',
+__all__ = ['OURS', 'RELEASED', 'BASE', 'TABLES', 'PARTS', 'PROBES', 'DTYPES', 'SMALL', 'PIECE', 'QUANTIZED', 'FIELDS', 'BAGEL',
            'save_pretrained', 'SOURCES', 'places', 'layout', 'read_json', 'read_weights', 'check_fields', 'check_sides',
            'check_merges', 'Head', 'weight_files', 'heads', 'released_config', 'released_vae', 'check_tables',
            'vae_names', 'released_vae_names', 'part_of', 'Coverage', 'cover', 'same_weights', 'named', 'Origin',
-           'warn_if_plain', 'find_base', 'released_files', 'choose_dtype', 'tensors', 'fill', 'check_quantization',
-           'quantized', 'deal', 'place', 'spread', 'blank_model', 'check_words', 'locate', 'quiet', 'load_model',
-           'model_card', 'save_model', 'export_released', 'find_parts', 'damage', 'check_sizes', 'Limits', 'inside',
-           'survey', 'unpack', 'download', 'main']
+           'warn_if_plain', 'find_base', 'released_files', 'choose_dtype', 'fault', 'tensors', 'fill',
+           'check_quantization', 'quantized', 'place', 'shares', 'check_room', 'deal', 'spread', 'blank_model',
+           'check_words', 'locate', 'quiet', 'load_model', 'model_card', 'save_model', 'export_released', 'find_parts',
+           'damage', 'check_sizes', 'Limits', 'inside', 'survey', 'unpack', 'download', 'main']
 
 # %% ../../nbs/06_checkpoint.ipynb #d1ba7964
 OURS = ("config.json", "model.safetensors", "processor_config.json", "tokenizer_config.json", "tokenizer.json")
@@ -58,9 +58,9 @@ def places(index: Path) -> dict[str, str]:
         if Path(name).name != name: raise ValueError(f"{index}: 'weight_map' names {name!r}; expected a file beside the index")
     return found
 
-def _check_files(folder): # ValueError for links that lead nowhere (a cache that was cleared), and folders in the place of files
+def _check_files(folder, spared=()): # ValueError for links that lead nowhere (a cache that was cleared), and folders in the place of files
     for p in sorted(folder.iterdir()):
-        if p.suffix not in (".json", ".safetensors", ".txt") or p.is_file(): continue
+        if p.suffix not in (".json", ".safetensors", ".txt") or p.is_file() or p.name.startswith(spared): continue
         raise ValueError(f"{p}: " + (f"is a link to {str(p.readlink())!r}, which is not there" if p.is_symlink() and not p.exists() else
                          "is a folder" if p.is_dir() else "is no plain file") + "; expected the file itself")
 
@@ -124,10 +124,14 @@ def check_sides(path: Path, fields: tuple[str, ...]) -> dict:
 def _tokenizer(read, folder): # what `read(folder)` gives
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json"):
         if (folder / name).is_file(): read_json(folder / name)
-    try: return read(folder)
-    except Exception as e:
-        name = "tokenizer.json" if (folder / "tokenizer.json").is_file() else "vocab.json"
-        raise ValueError(f"{folder / name}: cannot be read as a tokenizer ({type(e).__name__}: {e})") from None
+    file = folder / ("tokenizer.json" if (folder / "tokenizer.json").is_file() else "vocab.json")
+    try: tokenizer = read(folder)
+    except BaseException as e: # a panic of the tokenizers library is no Exception
+        if not isinstance(e, Exception) and type(e).__name__ != "PanicException": raise
+        raise ValueError(f"{file}: cannot be read as a tokenizer ({type(e).__name__}: {e})") from None
+    try: check_tokenizer(tokenizer)
+    except ValueError as e: raise ValueError(f"{file}: {e}") from None
+    return tokenizer
 
 def check_merges(folder: Path):
     "ValueError unless tokenizer.json, vocab.json and merges.txt, those that are there, are of one tokenizer."
@@ -200,7 +204,10 @@ def _alone(single, index, shards): # [single]; what lies beside it and differs i
     if shards: say(f"holds {single.name}, and {_some(p.name for p in shards)} beside it"); return [single]
     for beside in dict.fromkeys((index, index.with_name("model.safetensors.index.json"))):
         if not beside.is_file(): continue
-        where, held = places(beside), heads([single])
+        try: where, held = places(beside), heads([single])
+        except ValueError as e:
+            if not str(e).startswith(f"{beside}"): raise
+            say(str(e).removeprefix(f"{beside.parent}{os.sep}")); continue
         if beside != index and single.name not in where.values(): continue # of other weights
         mine = {n: file for n, file in where.items() if n in held or file == single.name or not single.with_name(file).is_file()}
         if fault := _misplaced(mine, held): say(f"{beside.name} {fault}")
@@ -338,19 +345,21 @@ class Coverage:
     missing: list = field(default_factory=list)
     unused: list = field(default_factory=list)
     wrong: dict = field(default_factory=dict) # name -> (shape in the file, shape in the model)
+    damaged: dict = field(default_factory=dict) # name -> what is wrong with its numbers; known when they are read
     harmless: list = field(default_factory=list) # in the files, and rightly not used
     @property
     def rows(self) -> dict: # part -> numbers
-        "loaded, missing, unused, wrong shape of each sub-system."
-        counts = [Counter(map(part_of, names)) for names in (self.loaded, self.missing, self.unused + self.harmless, self.wrong)]
+        "loaded, missing, unused, wrong shape, damaged of each sub-system."
+        good = [n for n in self.loaded if n not in self.damaged]
+        counts = [Counter(map(part_of, names)) for names in (good, self.missing, self.unused + self.harmless, self.wrong, self.damaged)]
         return {p: [c[p] for c in counts] for p in PARTS if any(c[p] for c in counts)}
     @property
     def complete(self) -> bool:
         "Is there nothing to complain of?"
-        return not (self.missing or self.unused or self.wrong)
+        return not (self.missing or self.unused or self.wrong or self.damaged)
 
 # %% ../../nbs/06_checkpoint.ipynb #b2710f4d
-_COLUMNS = ("loaded", "missing", "unused", "wrong shape")
+_COLUMNS = ("loaded", "missing", "unused", "wrong shape", "damaged")
 
 @patch
 def __str__(self: Coverage):
@@ -392,6 +401,7 @@ def check(self: Coverage, source):
     if self.complete: return
     faults = [f"{len(names)} tensors {what}: {_some(names)}" for what, names in (("missing", self.missing), ("unexpected", self.unused)) if names]
     if self.wrong: faults.append("wrong shape: " + _some(self.wrong, lambda k: f"{k} is {self.wrong[k][0]}, expected {self.wrong[k][1]}"))
+    if self.damaged: faults.append(f"{len(self.damaged)} tensors damaged: {_some(self.damaged.values())}")
     raise ValueError(f"{source}: " + "; ".join(faults + self._guesses()) + f"\n{self}")
 
 @patch
@@ -457,7 +467,7 @@ def released_files(folder: Path, base: Path | None = None) -> dict: # 'weights' 
     lacking = {g: names for g, names in _GROUPS.items() if not all(_has(folder, n) for n in names)}
     if base is not None and not base.is_dir(): raise ValueError(f"base {base}: there is no such folder; expected BAGEL's, with {', '.join(BASE)}")
     base = base or (find_base(folder) if lacking else None)
-    if base: _check_files(base)
+    if base: _check_files(base, ("ema", "model")) # its weights are not needed
     missing = [n for names in lacking.values() for n in names if not _has(base or folder, n)]
     if missing: raise ValueError(f"{folder}: {', '.join(missing)} missing" + (f", also in {base}" if base else ", and no folder beside it has them")
         + f"; the released layout holds {', '.join(RELEASED)}; for weights alone give BAGEL's folder as base=")
@@ -490,7 +500,28 @@ def choose_dtype(
     if device.type != "cpu" or size.total() < SMALL: return torch.float32
     return torch.bfloat16 if _cpu_has_bf16() else _STORED[size.most_common(1)[0][0]]
 
-# %% ../../nbs/06_checkpoint.ipynb #21591616
+# %% ../../nbs/06_checkpoint.ipynb #e8b80919
+PIECE = 2**20 # numbers
+
+def fault(
+    name: str, # of the model's tensor
+    t: torch.Tensor, # as it lies in the file
+    dtype: torch.dtype, # what it will be
+) -> str:
+    "What is wrong with the numbers of a tensor, or ''. Reads it once, and needs no memory to speak of."
+    if not t.numel(): return ""
+    low, high = (torch.stack(side).double() for side in zip(*(piece.aminmax() for piece in t.flatten().split(PIECE))))
+    top, most = torch.maximum(-low, high).max().item(), torch.finfo(dtype).max
+    if not math.isfinite(top): return "holds infinities or NaN"
+    if top > most: return f"holds {top:.3g}, and {str(dtype)[6:]} ends at {most:.3g}; ask for bfloat16 or float32"
+    if not name.endswith("weight") or name == "llm2vae.weight": return ""
+    empty = (low == 0) & (high == 0)
+    if empty.all(): return "is all zeros"
+    if not name.endswith(("embed_tokens.weight", "lm_head.weight")): empty = torch.cat([empty[:-1], empty.new_zeros(1)])
+    else: empty[(~empty).nonzero()[-1].item():] = False # padding
+    return f"holds {int(empty.sum()) * PIECE:,} zeros in a row" if empty.any() else ""
+
+# %% ../../nbs/06_checkpoint.ipynb #476f6bc0
 def _put(model, name, tensor): # a parameter or buffer of a model on the meta device
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
@@ -498,26 +529,28 @@ def _put(model, name, tensor): # a parameter or buffer of a model on the meta de
     else: module._parameters[leaf] = nn.Parameter(tensor, requires_grad=module._parameters[leaf].requires_grad)
 
 def tensors(model: nn.Module, found: dict, dtype: torch.dtype, device="cpu"): # or a function from a name to its device
-    "Name and tensor, each read once, in the order of the files; ValueError for small ones that hold infinities or NaN."
+    "Name and tensor, each read once, in the order of the files; behind the last one a ValueError with the coverage if some are damaged."
     expected = model.state_dict()
+    coverage, files = cover(expected, found), {}
     for path in sorted({h.path for n, h in found.items() if n in expected}):
         with _opened(path) as f:
             for name, h in found.items():
                 if h.path != path or name not in expected: continue
-                t = f.get_tensor(h.name).reshape(expected[name].shape)
-                if t.numel() <= 2**16 and not t.isfinite().all():
-                    raise ValueError(f"{path}: '{h.name}' holds infinities or NaN; training went wrong before it was saved")
-                yield name, t.to(device(name) if callable(device) else device).to(torch.float32 if name.startswith("vae.") else dtype)
+                kind = torch.float32 if name.startswith("vae.") else dtype
+                t = f.get_tensor(h.name).reshape(expected[name].shape).to(device(name) if callable(device) else device)
+                if why := fault(name, t, kind): coverage.damaged[name] = f"'{h.name}' {why}"; files[path] = None
+                yield name, t.to(kind)
+    coverage.check(" and ".join(map(str, files)))
 
 def fill(model: nn.Module, found: dict, dtype: torch.dtype, device="cpu"):
-    "Give a model on the meta device its weights."
+    "Give a model on the meta device its weights; ValueError with the coverage if some are damaged."
     total = sum(math.prod(h.shape) for h in found.values())
     all_ = tensors(model, found, dtype, device)
     for name, t in progress(all_, "weights", len(found)) if total > 2**28 else all_: _put(model, name, t)
     left = [n for n, t in model.state_dict().items() if t.is_meta]
     assert not left, f"{left[:3]} were not filled"
 
-# %% ../../nbs/06_checkpoint.ipynb #6d62cf3d
+# %% ../../nbs/06_checkpoint.ipynb #747a5c6a
 QUANTIZED = ("int8", "nf4")
 _WHOLE = ["language_model.lm_head", "connector", "time_embedder", "vae2llm", "llm2vae", "vae"] # never quantized
 
@@ -538,31 +571,72 @@ def quantized(config, found: dict, quantization: str, dtype: torch.dtype, device
     return CooperForConditionalGeneration.from_pretrained(None, config=config, state_dict=dict(tensors(blank, found, dtype)), dtype=dtype,
         quantization_config=BitsAndBytesConfig(llm_int8_skip_modules=_WHOLE, **four), device_map={"": device})
 
-# %% ../../nbs/06_checkpoint.ipynb #2aff7b7e
-def deal(layers: int, device_map: str | list | dict) -> list[torch.device]: # one for each layer
-    "'auto': all GPUs that torch sees; a list of devices; or a dict of layer numbers (as text or not) to devices."
-    if device_map == "auto":
-        device_map = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-        if not device_map: raise RuntimeError("device_map 'auto' needs CUDA GPUs, and torch sees none here")
+# %% ../../nbs/06_checkpoint.ipynb #8e593bf0
+_LAYER = re.compile(r"language_model\.model\.layers\.(\d+)\.")
+
+def place(devices: list[torch.device]): # -> a function from the name of a tensor to its device
+    "Layer i lies on devices[i], all else on the first."
+    def at(name): m = _LAYER.match(name); return devices[int(m[1]) if m and len(devices) > 1 else 0]
+    return at
+
+def shares(found: dict, at, dtype: torch.dtype) -> Counter: # `found`: name -> `Head`; `at`: see `place`
+    "Bytes of weights by device."
+    out = Counter()
+    for name, h in found.items():
+        if name not in TABLES.values(): out[at(name)] += math.prod(h.shape) * (torch.float32 if name.startswith("vae.") else dtype).itemsize
+    return out
+
+def _free(device): # bytes that new tensors can have on a GPU, or None: not known
+    if device.type != "cuda": return None
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+def check_room(shares: Counter): # device -> bytes
+    "RuntimeError names the devices that cannot hold their share of the weights."
+    lacks = [f"{device} has {free / 2**30:.1f} GiB free for {need / 2**30:.1f} GiB of weights" for device, need in shares.items()
+             if (free := _free(device)) is not None and need > free]
+    if lacks: raise RuntimeError(f"{'; '.join(lacks)}; expected more or other GPUs in device_map, dtype='bfloat16', or quantization='nf4'")
+
+# %% ../../nbs/06_checkpoint.ipynb #63f167cb
+def _gpu(name): # a torch.device that is there
+    try: device = torch.device(name)
+    except (RuntimeError, TypeError) as e: raise ValueError(f"device_map has {name!r}; expected devices such as 'cuda:0' ({_first(e)})") from None
+    if device.type == "meta": raise ValueError("device_map has 'meta', where tensors have no numbers; expected devices such as 'cuda:0'")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device_map has {name!r}, and torch sees {torch.cuda.device_count()} CUDA GPUs here")
+    return device
+
+def _by_room(layers, found): # GPU of each layer; the next one goes where it leaves most room, and then they are put in order
+    gpus = [torch.device(f"cuda:{i}") for i in range(torch.cuda.device_count())]
+    if not gpus: raise RuntimeError("device_map 'auto' needs CUDA GPUs, and torch sees none here")
+    size = shares(found, lambda name: bool(_LAYER.match(name)), torch.bfloat16)
+    free, load, count = [_free(d) for d in gpus], [size[False]] + [0] * (len(gpus) - 1), Counter()
+    for _ in range(layers):
+        i = min(range(len(gpus)), key=lambda i: (load[i] + size[True] / layers) / max(free[i], 1))
+        load[i] += size[True] / layers; count[i] += 1
+    return [gpu for i, gpu in enumerate(gpus) for _ in range(count[i])]
+
+def deal(
+    layers: int, # how many there are
+    device_map: str | list | dict, # 'auto': all GPUs that torch sees; a list of devices; or layer numbers (as text or not) to devices
+    found: dict = {}, # name -> `Head`, for 'auto'
+) -> list[torch.device]: # one for each layer
+    "Which device each layer goes to. ValueError for a map that leaves some out, or names what is not there."
+    if device_map == "auto": return _by_room(layers, found)
     if isinstance(device_map, dict):
-        lacking = [i for i in range(layers) if i not in device_map and str(i) not in device_map]
+        given = {str(k): v for k, v in device_map.items()}
+        lacking, more = [i for i in range(layers) if str(i) not in given], sorted(given.keys() - set(map(str, range(layers))))
         if lacking: raise ValueError(f"device_map names no device for layers {lacking}; expected one for each of {layers}")
-        return [torch.device(device_map.get(i, device_map.get(str(i)))) for i in range(layers)]
+        if more: raise ValueError(f"device_map has {', '.join(more)}; expected the numbers of {layers} layers: all else lies with the first")
+        return [_gpu(given[str(i)]) for i in range(layers)]
     if not isinstance(device_map, (list, tuple)) or not device_map:
         raise ValueError(f"device_map is {device_map!r}; expected 'auto', a list of devices, or a dict of layers")
-    return [torch.device(device_map[i * len(device_map) // layers]) for i in range(layers)]
+    return [_gpu(device_map[i * len(device_map) // layers]) for i in range(layers)]
 
+# %% ../../nbs/06_checkpoint.ipynb #aa52ccfa
 def _moved(x, device): # a tensor, or what has tensors in it
     if isinstance(x, torch.Tensor): return x.to(device)
     if isinstance(x, (list, tuple)): return type(x)(_moved(v, device) for v in x)
     return type(x)(**{k: _moved(v, device) for k, v in vars(x).items()}) if is_dataclass(x) else x
-
-def place(devices: list[torch.device]): # -> a function from the name of a tensor to its device
-    "Layer i lies on devices[i], all else on the first."
-    def where(name):
-        m = re.match(r"language_model\.model\.layers\.(\d+)\.", name)
-        return devices[int(m[1])] if m else devices[0]
-    return where
 
 def spread(model: CooperForConditionalGeneration, devices: list[torch.device]):
     "Make what goes through the layers follow them: layer i lies on devices[i]."
@@ -579,7 +653,7 @@ def spread(model: CooperForConditionalGeneration, devices: list[torch.device]):
     layers[-1].register_forward_hook(lambda layer, args, out: out.to(home))
     model.devices = devices
 
-# %% ../../nbs/06_checkpoint.ipynb #63f167cb
+# %% ../../nbs/06_checkpoint.ipynb #140da9cb
 def blank_model(config: CooperConfig) -> CooperForConditionalGeneration: # on the meta device
     "A model without weights. ValueError for values by which it could be built and would compute nonsense."
     text, vae = config.text_config, config.vae_config
@@ -603,6 +677,7 @@ def check_words(folder: Path, config: CooperConfig, processor: CooperProcessor):
     "ValueError unless the ids of the tokenizer are the model's."
     rows, ids = config.text_config.vocab_size, max(processor.tokenizer.get_vocab().values()) + 1
     if ids > rows: raise ValueError(f"{folder}: the tokenizer's ids go up to {ids - 1:,}, and the model has {rows:,} words; they are of two different models")
+    if ids != processor.vocabulary: raise ValueError(f"{folder}: the tokenizer has {processor.vocabulary:,} words, and ids up to {ids - 1:,}: some of its added tokens are gone")
     for word in TOKENS.values():
         if len(found := processor.tokenizer.encode(word, add_special_tokens=False)) != 1:
             raise ValueError(f"{folder}: the tokenizer cuts {word} into {len(found)} pieces; expected one id: its added tokens are gone")
@@ -610,13 +685,10 @@ def check_words(folder: Path, config: CooperConfig, processor: CooperProcessor):
         mine, its = getattr(config, name), getattr(processor, name)
         if mine != its: raise ValueError(f"{folder}: '{name}' is {mine} in the configuration and {its} in the tokenizer; they are of two different models")
 
-# %% ../../nbs/06_checkpoint.ipynb #b5d448f8
+# %% ../../nbs/06_checkpoint.ipynb #cf467edd
 def _load_released(folder, where, base, protocol, clean, vision):
     files = released_files(folder, base)
-    if _stem(folder, "ema") and (other := _stem(folder, "model")):
-        gone = other == "index" and sorted({n for n in places(folder / "model.safetensors.index.json").values() if not (folder / n).is_file()})
-        warnings.warn(f"{folder}: " + (f"model.safetensors.index.json names {_some(gone)}, not there; ema is read" if gone else
-                      "holds ema and model weights; ema is read. COOPER's GRPO writes model: move ema away to read that"), stacklevel=2)
+    if _stem(folder, "ema") and (said := _beside_ema(folder)): warnings.warn(f"{folder}: {said}", stacklevel=3)
     tokenizer = _tokenizer(Qwen2TokenizerFast.from_pretrained, files["tokenizer"])
     stored, ae = heads(files["weights"]), heads([files["autoencoder"] / "ae.safetensors"])
     with_tables = {name: _tensor(stored[name]) for name in TABLES.values() if name in stored}
@@ -638,6 +710,13 @@ def _load_released(folder, where, base, protocol, clean, vision):
     faults.check(files["weights"][0] if ours else files["autoencoder"] / "ae.safetensors")
     return model, processor, found, origin
 
+def _beside_ema(folder): # what to say of the weights under model
+    index, usual = folder / "model.safetensors.index.json", "holds ema and model weights; ema is read. COOPER's GRPO writes model: move ema away to read that"
+    try: other = _stem(folder, "model")
+    except ValueError as e: return "" if _stem(folder, "ema") == "one file" else f"{str(e).removeprefix(f'{folder}{os.sep}')}; ema is read" # else said already
+    gone = other == "index" and sorted({n for n in places(index).values() if not (folder / n).is_file()})
+    return f"{index.name} names {_some(gone)}, not there; ema is read" if gone else usual if other else ""
+
 def _check_depth(path, field, found): # a model of a million layers takes hours to build, even without weights
     n = check_sides(path, (field,))[field]
     if n > len(found): raise ValueError(f"{path}: '{field}' is {n:,}, and the weights are {len(found)} tensors; they are of two different models")
@@ -647,8 +726,10 @@ def _tensor(h):
 
 def _kind(folder, where, stored, base):
     kind = named(where) or named(folder.name)
-    stem = base and next((s for s in ("ema", "model") if _stem(base, s)), None)
-    if not stem or not same_weights(stored, heads(weight_files(base, stem))): return kind
+    try:
+        stem = base and next((s for s in ("ema", "model") if _stem(base, s)), None)
+        if not stem or not same_weights(stored, heads(weight_files(base, stem))): return kind
+    except ValueError: return kind # the base's own weights are damaged, and not needed
     if kind == "cooper": warnings.warn(f"{folder}: its weights are those of {base}, bit for bit; what is called COOPER here is BAGEL", stacklevel=2)
     return "bagel"
 
@@ -657,7 +738,7 @@ def _released_sizes(tables, clean, vision, kind): # (max, min, stride) of pictur
     longest, seen, most = 16 * min(side("max_latent_size"), 64), 14 * side("vit_max_num_patch_per_side"), 980 if kind == "bagel" else 518
     return clean or (longest, longest // 2, 16), vision or ((most, 224, 14) if seen >= most else (seen, seen // 2, 14))
 
-# %% ../../nbs/06_checkpoint.ipynb #4c45ef53
+# %% ../../nbs/06_checkpoint.ipynb #abc26c1d
 _TEXT = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size", "hidden_act",
          "rms_norm_eps", "rope_parameters.rope_theta")
 _VISION = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size", "hidden_act", "layer_norm_eps")
@@ -665,7 +746,7 @@ FIELDS = ("latent_patch_size", "max_latent_size", "vit_max_num_patch_per_side", 
           "start_of_image", "end_of_image", *(f"text_config.{k}" for k in _TEXT), *(f"vision_config.{k}" for k in _VISION),
           *(f"vae_config.{k}" for k in vae_config([8], 4, 1, 1.0, 0.0))) # of config.json
 
-# %% ../../nbs/06_checkpoint.ipynb #140da9cb
+# %% ../../nbs/06_checkpoint.ipynb #7a559a2b
 def _own_config(path): # of a config.json
     kind = read_json(path).get("model_type")
     if kind != "cooper": raise ValueError(f"{path}: 'model_type' is {kind!r}; expected 'cooper'")
@@ -682,8 +763,10 @@ def _own_processor(folder, protocol, clean, vision):
     for k in ("clean", "vision"):
         if not isinstance(values[k], (list, tuple)) or [type(n) for n in values[k]] != [int] * 3:
             raise ValueError(f"{path}: '{k}' is {values[k]!r}; expected three whole numbers: longest side, shortest side, stride")
-    try: return CooperProcessor(tokenizer, **values)
+    try: processor = CooperProcessor(tokenizer, **values)
     except ValueError as e: raise ValueError(f"{path}: {e}") from None
+    if (n := stored.get("vocabulary", processor.vocabulary)) == processor.vocabulary: return processor
+    raise ValueError(f"{folder}: the tokenizer has {processor.vocabulary:,} words, and 'vocabulary' in processor_config.json is {n!r}; expected the tokenizer that was saved with it")
 
 def _check_sides_of_pictures(path, g, processor): # against the cells and position tables of the model
     for name, (longest, shortest, stride), cell, side in (("clean", processor.clean, g.latent_stride, g.latent_side),
@@ -706,7 +789,7 @@ def _load_own(folder, where, base, protocol, clean, vision):
     check_words(folder, model.config, processor); _check_sides_of_pictures(folder / "processor_config.json", model.config.geometry, processor)
     return model, processor, found, Origin(where, "own", "", coverage)
 
-# %% ../../nbs/06_checkpoint.ipynb #cf467edd
+# %% ../../nbs/06_checkpoint.ipynb #3adc6fef
 BAGEL = "ByteDance-Seed/BAGEL-7B-MoT"
 _NEEDED = ["*.json", "*.safetensors", "merges.txt", "vocab.json"]
 _SMALL_FILES = ["llm_config.json", "vit_config.json", "config.json", "ae.safetensors", "tokenizer*.json", "vocab.json", "merges.txt", "README.md", "LICENSE*"]
@@ -736,7 +819,7 @@ def locate(
 
 def _is_id(where): return re.fullmatch(r"[\w.-]+/[\w.-]+", str(where)) is not None and not resolve(where).parent.is_dir()
 
-# %% ../../nbs/06_checkpoint.ipynb #282f9a63
+# %% ../../nbs/06_checkpoint.ipynb #426c8cbb
 @contextmanager
 def quiet():
     "transformers reports on every load and save; inside this block it does not. Our errors say what matters."
@@ -753,7 +836,7 @@ def _show(origin):
         display(origin.coverage)
     else: print(f"{origin.where}\n{origin.coverage}", file=sys.stderr)
 
-# %% ../../nbs/06_checkpoint.ipynb #aaf7a459
+# %% ../../nbs/06_checkpoint.ipynb #e0c98708
 def _untaught(model): # why a model cannot have learned to draw, or ''
     if not model.llm2vae.weight.any(): return "'llm2vae.weight' is all zeros"
     mlps = [(l.mlp.down_proj.weight[:8], l.mlp_moe_gen.down_proj.weight[:8]) for l in model.language_model.model.layers]
@@ -782,11 +865,11 @@ def load_model(
     path, base = locate(where, revision, base)
     with quiet():
         model, processor, found, origin = {"own": _load_own, "released": _load_released}[layout(path)](path, str(where), base, protocol, clean, vision)
-        if show or show is None and origin.layout == "released" and os.environ.get("COOPER_QUIET") != "1": _show(origin)
-        devices = device_map and deal(len(model.language_model.model.layers), device_map)
-        dtype = choose_dtype(dtype, devices[0] if devices else device, found)
+        devices = device_map and deal(len(model.language_model.model.layers), device_map, found)
+        dtype, at = choose_dtype(dtype, devices[0] if devices else device, found), place(devices or [device])
         if quantization: model = quantized(model.config, found, quantization, dtype, device)
-        else: fill(model, found, dtype, place(devices) if devices else device)
+        else: check_room(shares(found, at, dtype)); fill(model, found, dtype, at)
+    if show or show is None and origin.layout == "released" and os.environ.get("COOPER_QUIET") != "1": _show(origin)
     if devices: spread(model, devices)
     if released: processor.protocol = as_released(processor.protocol)
     model.origin = origin
@@ -794,7 +877,7 @@ def load_model(
         warnings.warn(f"{where}: {why}, as before any training: this checkpoint cannot draw", stacklevel=2)
     return model.eval(), processor
 
-# %% ../../nbs/06_checkpoint.ipynb #3adc6fef
+# %% ../../nbs/06_checkpoint.ipynb #c595d50a
 _AUTO = '''"For transformers' Auto classes: the classes are those of the installed package (pip install cooper)."
 from cooper.model.modeling import CooperConfig, CooperForConditionalGeneration
 from cooper.model.processor import CooperProcessor
@@ -816,7 +899,7 @@ def model_card(
         "```python\nimport cooper\nco = cooper.load(\"this folder\")\nco.ask(\"room.png\", \"What is closer?\", mode=\"cooperate\")\n```"
     return f"---\n{data.to_yaml()}\n---\n\n# {card.get('title', 'COOPER')}\n\n{text}\n"
 
-# %% ../../nbs/06_checkpoint.ipynb #426c8cbb
+# %% ../../nbs/06_checkpoint.ipynb #e1b81467
 def _as_trained(model, what): # refuses what has no plain weights
     if getattr(model, "hf_quantizer", None): raise NotBuilt(f"{what}: a quantized model cannot be written; load it without quantization, and write that")
 
@@ -838,14 +921,15 @@ def save_model(
         model.save_pretrained(aside, state_dict=state, max_shard_size=max_shard_size); processor.save_pretrained(aside)
         GenerationConfig(**ids, max_new_tokens=processor.protocol["max_new_tokens"], do_sample=False).save_pretrained(aside)
         (aside / "README.md").write_text(readme, encoding="utf-8"); (aside / "cooper_auto.py").write_text(_AUTO, encoding="utf-8")
+        more = {"processor_config.json": {"vocabulary": processor.vocabulary}}
         for file, names in (("config.json", ("CooperConfig", "CooperForConditionalGeneration")), ("processor_config.json", ("CooperProcessor",))):
             auto = {{"CooperConfig": "AutoConfig", "CooperProcessor": "AutoProcessor"}.get(n, "AutoModel"): f"cooper_auto.{n}" for n in names}
-            (aside / file).write_text(json.dumps(read_json(aside / file) | {"auto_map": auto}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            (aside / file).write_text(json.dumps(read_json(aside / file) | {"auto_map": auto} | more.get(file, {}), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return resolve(folder)
 
 save_pretrained = save_model
 
-# %% ../../nbs/06_checkpoint.ipynb #dec55f75
+# %% ../../nbs/06_checkpoint.ipynb #78c33ebf
 def _released_json(model): # file name -> what it holds
     c, v = model.config, model.config.vae_config
     sides = dict(max_latent_size=c.max_latent_size, vit_max_num_patch_per_side=c.vit_max_num_patch_per_side)
@@ -869,7 +953,7 @@ def _released_state(model, tables): # the two weight files: name -> tensor
     weights |= {n: tables.get(n, sincos_2d(side, c.text_config.hidden_size)).clone() for n, side in sides.items()} # of one size they would be one tensor
     return weights, released_vae_names({k[4:]: v for k, v in state.items() if k.startswith("vae.")}, len(c.vae_config["block_out_channels"]))
 
-# %% ../../nbs/06_checkpoint.ipynb #5ded4997
+# %% ../../nbs/06_checkpoint.ipynb #fb642732
 def export_released(
     model: CooperForConditionalGeneration,
     processor: CooperProcessor,
@@ -894,7 +978,7 @@ def export_released(
         save_file(cast(outside, "F32"), aside / "ae.safetensors", metadata={"format": "pt"})
     return resolve(folder)
 
-# %% ../../nbs/06_checkpoint.ipynb #10e490bd
+# %% ../../nbs/06_checkpoint.ipynb #5c6879e7
 _PART = re.compile(r"(?P<archive>.+\.(?:tar\.gz|tgz|tar))(?:[._-]part[._-]?(?P<tag>\d+|[a-z]{1,6})|(?!(?<=\.tar)\.xz)[._-](?P<bare>\d+|[a-z]{2}))?$")
 
 def _after(tag): # what may follow a tag, as GNU split counts: one more, or with more letters
@@ -924,7 +1008,7 @@ def _in_order(folder, archive, tagged):
         raise ValueError(f"{folder}: {archive}: part {' or '.join(map(repr, sorted(_after(a))))} is missing between '{a}' and '{b}'")
     return [p for _, p in tagged]
 
-# %% ../../nbs/06_checkpoint.ipynb #aef4782a
+# %% ../../nbs/06_checkpoint.ipynb #1881971e
 def _digest(path, git=False): # SHA-256, or git's name of a file
     if git:
         h = hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
@@ -949,7 +1033,7 @@ def check_sizes(parts: list[Path]):
             most = f"{'at most ' if p is parts[-1] else ''}{usual:,}, as the other parts" if usual else "some"
             raise ValueError(f"{p}: {n:,} bytes; expected {most}: it is damaged or cut off")
 
-# %% ../../nbs/06_checkpoint.ipynb #499ee9dd
+# %% ../../nbs/06_checkpoint.ipynb #0d6e42ef
 @dataclass(frozen=True)
 class Limits:
     "What an archive may grow to."
@@ -979,17 +1063,18 @@ def _beginning(parts, n): # bytes, of as many parts as it takes
 
 class _Swelling(io.RawIOBase):
     "What comes out of the decompressor, measured against what went in."
-    def __init__(self, out, joined, limits): self.out, self.joined, self.limits, self.given = out, joined, limits, 0
+    def __init__(self, out, joined, limits): self.out, self.joined, self.limits, self.given, self.dry = out, joined, limits, 0, 0
     def readable(self): return True
     def read(self, n=-1):
         data = getattr(self.out, "read1", self.out.read)(n) # no further than one part: an error is blamed on the one that is being read
-        self.given += len(data)
+        self.given, self.dry = self.given + len(data), 0 if data else self.dry + 1
+        if self.dry > 64: raise EOFError("the stream ends inside an entry") # tarfile would ask for all the bytes that a header promised
         if self.given > self.limits.slack and self.given > self.limits.ratio * max(self.joined.taken, 1):
             raise ValueError(f"{self.given:,} bytes came out of {self.joined.taken:,}; expected at most {self.limits.ratio:g} for each: a bomb")
         if self.given > 2 * self.limits.bytes + self.limits.slack: raise ValueError(f"more than {self.limits.bytes:,} bytes come out; expected less")
         return data
 
-# %% ../../nbs/06_checkpoint.ipynb #d6cb1e32
+# %% ../../nbs/06_checkpoint.ipynb #58da0950
 _EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _OTHERS = (b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK") # beginnings of bzip2, xz, zstd, zip
 
@@ -1004,7 +1089,6 @@ class _Entry(tarfile.TarInfo):
             raise ValueError(f"an unreadable header ({e}); the archive is damaged here, or its parts are not of one cut") from None
     def _proc_member(self, tar):
         if self.type in _EXTENDED and not 0 <= self.size <= 2**16: raise ValueError(f"an extended header of {self.size:,} bytes; expected at most 65,536")
-        if self.size < 0: raise ValueError(f"'{self.name}' has a size of {self.size}")
         if self.type == tarfile.GNUTYPE_SPARSE: self._sparse()
         return super()._proc_member(tar)
     def _sparse(self, *args): raise ValueError(f"'{(args[0] if args else self).name}' is a sparse file, whose size is a claim; expected plain files")
@@ -1017,7 +1101,9 @@ class _Archive:
         with self.blaming():
             first = _beginning(parts, 6)
             if first.startswith(_OTHERS): raise ValueError("is bzip2, xz, zstd or zip; expected a tar, plain or gzip")
-            out = gzip.GzipFile(fileobj=self.joined) if first[:2] == b"\x1f\x8b" else self.joined
+            packed, there = first[:2] == b"\x1f\x8b", sum(p.stat().st_size for p in parts)
+            self.most = int(limits.ratio * there) + limits.slack if packed else there # bytes that can come out
+            out = gzip.GzipFile(fileobj=self.joined) if packed else self.joined
             self.tar = tarfile.open(fileobj=_Swelling(out, self.joined, limits), mode="r|", tarinfo=_Entry)
     @contextmanager
     def blaming(self): # whatever reading raises becomes a ValueError with the part's name
@@ -1029,8 +1115,11 @@ class _Archive:
             raise ValueError(f"{self.parts[self.joined.at]}: {str(e) or type(e).__name__}{at}") from None
     def __iter__(self):
         while True:
-            with self.blaming(): entry = self.tar.next()
-            if entry is None: break
+            with self.blaming():
+                entry = self.tar.next()
+                if entry is None: break
+                if not 0 <= entry.size <= self.most: # before the next one is looked for behind it
+                    raise ValueError(f"{entry.name!r} says it is of {entry.size:,} bytes, and at most {self.most:,} can come out of all parts")
             self.tar.members.clear()
             yield entry
         with self.blaming():
@@ -1045,7 +1134,7 @@ class _Archive:
             yield b
     def close(self): self.tar.close(); self.joined.close()
 
-# %% ../../nbs/06_checkpoint.ipynb #07e90d54
+# %% ../../nbs/06_checkpoint.ipynb #f8b82ed8
 def inside(name: str, what: str = "entry") -> str: # with "/" between folders; "" is the folder itself
     "A path that stays below the folder it is unpacked to, or a ValueError."
     try: name.encode("utf-8")
@@ -1062,7 +1151,7 @@ _KINDS = {tarfile.REGTYPE: "file", tarfile.AREGTYPE: "file", tarfile.CONTTYPE: "
           tarfile.LNKTYPE: "hardlink"}
 
 def _kind_of(entry): # 'file', 'folder', 'symlink' or 'hardlink'
-    if entry.issparse() or any(k.startswith("GNU.sparse") for k in entry.pax_headers): entry._sparse()
+    if entry.issparse() or any(re.match(r"GNU\.sparse|.*\.(realsize|holesdata)$", k) for k in entry.pax_headers): entry._sparse() # GNU's, star's, Solaris's
     if entry.type in _KINDS: return _KINDS[entry.type]
     names = {tarfile.CHRTYPE: "a character device", tarfile.BLKTYPE: "a block device", tarfile.FIFOTYPE: "a pipe"}
     raise ValueError(f"{entry.name!r} is {names.get(entry.type, f'of type {entry.type!r}')}; expected files, folders and links")
@@ -1077,7 +1166,7 @@ def _target(entry, path, kind): # of a link, inside the archive
         elif step not in ("", "."): base.append(step)
     return inside("/".join(base), f"target of {kind}")
 
-# %% ../../nbs/06_checkpoint.ipynb #1881971e
+# %% ../../nbs/06_checkpoint.ipynb #01e25436
 def _folded(path): # equal for names that are one file on disks which tell neither cases nor forms of Unicode apart
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
 
@@ -1120,7 +1209,7 @@ def _check_tree(source, entries, seen):
         if kind == "symlink" and there.get(target, "folder" if target in implied else "") not in ("file", "folder"):
             raise ValueError(f"{source}: symlink '{path}' leads to '{target or '.'}', which is no file or folder of the archive")
 
-# %% ../../nbs/06_checkpoint.ipynb #0d6e42ef
+# %% ../../nbs/06_checkpoint.ipynb #1fe714b4
 def _marks(parts): return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in parts]
 
 def _plan(parts, aside, limits, show_progress): # the survey, once for these parts
@@ -1147,7 +1236,7 @@ def _write_files(archive, entries, into, aside, bar):
             os.replace(aside / "writing", target)
         if bar is not None: bar.update(entry.size)
 
-# %% ../../nbs/06_checkpoint.ipynb #7a02e18b
+# %% ../../nbs/06_checkpoint.ipynb #969facfe
 def unpack(
     parts: list[Path] | str | os.PathLike, # in order; or a folder that holds the parts of one archive
     into: str | os.PathLike, # the folder that shall appear
@@ -1196,7 +1285,7 @@ def _unpack_files(parts, entries, files, aside, limits, show_progress):
         if kind == "hardlink": os.link(files / target, place)
         else: place.symlink_to(os.path.relpath(files / target, place.parent))
 
-# %% ../../nbs/06_checkpoint.ipynb #f6910d94
+# %% ../../nbs/06_checkpoint.ipynb #bdcf0c19
 SOURCES = {"bagel": (BAGEL, "model"), "cooper-amg": ("Starrrrrry/COOPER-AMG", "model"), "cooper": ("Starrrrrry/COOPER", "model"),
            "train-set": ("Starrrrrry/COOPER_Train_Set", "dataset")}
 
@@ -1239,7 +1328,7 @@ def _go_on(repo, kind, commit, name, aside, size):
 
 def _existing(folder): return next(p for p in (folder, *folder.parents) if p.exists())
 
-# %% ../../nbs/06_checkpoint.ipynb #5571eeee
+# %% ../../nbs/06_checkpoint.ipynb #5384818c
 def download(
     what: str, # one of `SOURCES`, or a hub id of a model
     into: str | os.PathLike | None = None, # default: a folder of its name below data/downloads
@@ -1264,7 +1353,7 @@ def download(
         _fetch(BAGEL, "model", None, folder.parent / BAGEL.split("/")[1], _SMALL_FILES)
     return folder
 
-# %% ../../nbs/06_checkpoint.ipynb #969facfe
+# %% ../../nbs/06_checkpoint.ipynb #b1b8d386
 def main(args: list[str] | None = None) -> int: # exit status
     "The console script `cooper_download`."
     parse = argparse.ArgumentParser(prog="cooper_download", description="Fetch a released checkpoint or the training set, check and unpack it. "
@@ -1280,5 +1369,5 @@ def main(args: list[str] | None = None) -> int: # exit status
     except (ValueError, OSError) as e: print(f"cooper_download: {e}", file=sys.stderr); return 1
     return 0
 
-# %% ../../nbs/06_checkpoint.ipynb #7287d99e
+# %% ../../nbs/06_checkpoint.ipynb #cd9c58ce
 if __name__ == "__main__" and "__file__" in globals(): raise SystemExit(main()) # a notebook has no __file__

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/05_processor.ipynb #23c25f3f
 from __future__ import annotations
-import copy, math, numbers, os
+import copy, json, math, numbers, os
 from dataclasses import dataclass
 import numpy as np, torch
 from PIL import Image
@@ -15,9 +15,9 @@ from .sequence import PictureSegment, Sequence, TextSegment
 
 # %% auto #0
 __all__ = ['MAX_AREA', 'COOPERATE_SYSTEM', 'PERCEIVE_SYSTEM', 'REASON_SYSTEM', 'REFLECTION', 'RELEASED_PROTOCOL',
-           'RELEASED_SAMPLERS', 'TINY_PROTOCOL', 'RENORMS', 'TOKENS', 'QWEN2_SPLIT', 'Resize', 'to_rgb', 'read_picture',
-           'to_pixels', 'as_released', 'tiny_protocol', 'check_number', 'check_sampler', 'check_protocol',
-           'CooperProcessor', 'atoms', 'train_tokenizer']
+           'RELEASED_SAMPLERS', 'TINY_PROTOCOL', 'RENORMS', 'QWEN2_SPLIT', 'SENTENCES', 'TOKENS', 'Resize', 'to_rgb',
+           'read_picture', 'to_pixels', 'as_released', 'tiny_protocol', 'check_number', 'check_sampler',
+           'check_protocol', 'atoms', 'check_tokenizer', 'CooperProcessor', 'train_tokenizer']
 
 # %% ../../nbs/05_processor.ipynb #66678a57
 MAX_AREA = 14 * 14 * 9 * 1024 # pixels
@@ -234,14 +234,55 @@ def _check_samplers(protocol): # the one that every protocol has, and those of `
         if unknown: raise ValueError(f"protocol: '{place}' has {', '.join(sorted(unknown))}; expected {', '.join(RELEASED_PROTOCOL['sampler'])}")
         check_sampler(protocol["sampler"] | s, f"protocol: '{place}.{{}}'".format)
 
-# %% ../../nbs/05_processor.ipynb #b6808eae
+# %% ../../nbs/05_processor.ipynb #00aa9b42
+QWEN2_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+SENTENCES = ("The red cube is 12.5 m away, isn't it? WE'LL see.", "two  spaces,\n\n\ta tab \r\n   end ", "na\u00efve caf\u00e9 \u2014 \u4f60\u597d \U0001f642",
+             "<think>1 < 2</think>\n<answer>\\boxed{3}</answer>", "".join(map(chr, range(32, 127))))
+
+def atoms() -> list[str]:
+    "Texts that are one token each in a tokenizer of ours."
+    tags = ["think", "answer"] + [m.tag for m in MODALITIES.values()]
+    return [t for tag in tags for t in (f"<{tag}>", f"</{tag}>")] + ["\\boxed{"]
+
+def _steps(): # how Qwen2 cuts text into words, and words into bytes
+    from tokenizers import Regex, pre_tokenizers
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)])
+
+def check_tokenizer(tokenizer):
+    "ValueError unless `SENTENCES` come back from their ids, are cut as Qwen2 cuts them, and each added token is one id. It names the field of tokenizer.json."
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    ids = lambda text: tokenizer.encode(text, add_special_tokens=False)
+    back = lambda text: tokenizer.decode(ids(text), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    if getattr(getattr(backend, "model", None), "dropout", None):
+        raise ValueError(f"'model.dropout' is {backend.model.dropout:g}: the same words are cut another way each time; expected null")
+    for text in SENTENCES:
+        if (found := back(text)) != text: raise ValueError(f"{_odd_field(backend)}{text[:36]!r} comes back as {found[:36]!r}; expected the same")
+    for text in SENTENCES if backend and backend.pre_tokenizer else ():
+        cut, usual = ([word for word, _ in steps.pre_tokenize_str(text)] for steps in (backend.pre_tokenizer, _steps()))
+        odd = next(((a, b) for a, b in zip(cut, usual) if a != b), None)
+        if odd: raise ValueError(f"'pre_tokenizer' cuts {text[:36]!r} at {odd[0][:20]!r}; expected {odd[1][:20]!r}, as Qwen2 does")
+    for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items():
+        if ids(f"a{token.content}b").count(i) == 1 and back(f"a {token.content} b") == f"a {token.content} b": continue
+        raise ValueError(f"'added_tokens' has {token.content!r}, id {i}, which is not one id in the middle of a text, or eats the spaces around it")
+    for pair in zip(atoms()[::2], atoms()[1::2]):
+        if len({len(ids(tag)) == 1 for tag in pair}) > 1: raise ValueError(f"'added_tokens' has one of {' and '.join(pair)}; expected both, or neither")
+
+def _odd_field(backend): # the field of tokenizer.json by which byte-level BPE would not give back a text, or ''
+    file = json.loads(backend.to_str()) if backend else {}
+    steps, normal = json.dumps(file.get("pre_tokenizer")), file.get("normalizer")
+    odd = {"pre_tokenizer": "ByteLevel" not in steps or '"add_prefix_space": true' in steps, "decoder": "ByteLevel" not in json.dumps(file.get("decoder")),
+           "normalizer": bool(normal) and normal["type"] != "NFC", "model": True}
+    field = next(k for k, is_odd in odd.items() if is_odd)
+    return f"{field!r} is {json.dumps(file[field]):.60}: " if field in file and field != "model" else "'model': " if file else ""
+
+# %% ../../nbs/05_processor.ipynb #dc9b1f0a
 TOKENS = {"bos": "<|im_start|>", "eos": "<|im_end|>", # names in Qwen's vocabulary
           "start_of_image": "<|vision_start|>", "end_of_image": "<|vision_end|>"}
 
 class CooperProcessor(ProcessorMixin):
     "Pictures and words to sequences, ids to words. `save_pretrained`, `from_pretrained` and `AutoProcessor` work."
     def __init__(self,
-        tokenizer, # with the four tokens of `TOKENS`
+        tokenizer, # with the four tokens of `TOKENS`, see `check_tokenizer`
         protocol: dict | None = None, # default: the released one
         clean: tuple = (1024, 512, 16), # max, min, stride for the autoencoder, in pixels
         vision: tuple = (518, 224, 14), # the same for the vision tower (BAGEL: 980, 224, 14)
@@ -253,6 +294,7 @@ class CooperProcessor(ProcessorMixin):
         missing = [t for t in TOKENS.values() if t not in vocabulary]
         if missing: raise ValueError(f"the tokenizer of {len(vocabulary)} tokens lacks {', '.join(missing)}; "
                                      "expected Qwen2's, or one from `train_tokenizer`")
+        check_tokenizer(tokenizer)
         for name, token in TOKENS.items(): setattr(self, name, vocabulary[token])
         super().__init__(tokenizer, chat_template=chat_template)
     @property
@@ -270,7 +312,7 @@ class CooperProcessor(ProcessorMixin):
         if self.eos in ids: ids = ids[:ids.index(self.eos)]
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-# %% ../../nbs/05_processor.ipynb #fb4627ad
+# %% ../../nbs/05_processor.ipynb #f1491d8b
 from fastcore.basics import patch
 
 @patch
@@ -288,7 +330,7 @@ def text(self: CooperProcessor,
     if not open: ids.append(self.eos); flags.append(bool(parts and parts[-1][1]))
     return TextSegment(tuple(ids), tuple(flags))
 
-# %% ../../nbs/05_processor.ipynb #f1491d8b
+# %% ../../nbs/05_processor.ipynb #f8c16a17
 @patch
 def fit(self: CooperProcessor, picture) -> Image.Image:
     "The picture (or file) in RGB, at the size in which the model draws."
@@ -308,7 +350,7 @@ def picture(self: CooperProcessor,
     segments = [PictureSegment(pixels.get(v, to_pixels(fitted)), v) for v in ("noised", "clean", "vision") if v in views]
     return [PictureSegment(s.pixels, s.view, learn_start=learn_start and i == 0) for i, s in enumerate(segments)]
 
-# %% ../../nbs/05_processor.ipynb #adcb1796
+# %% ../../nbs/05_processor.ipynb #23c988d3
 @patch
 def prompt(self: CooperProcessor,
     mode: str, # direct, reason, perceive or cooperate
@@ -328,32 +370,23 @@ def reflection(self: CooperProcessor) -> TextSegment:
     "The turn that follows a drawing."
     return self.text(self.protocol["reflection"])
 
-# %% ../../nbs/05_processor.ipynb #2d065080
+# %% ../../nbs/05_processor.ipynb #57650bc6
 AutoProcessor.register(CooperConfig, CooperProcessor, exist_ok=True)
 
-# %% ../../nbs/05_processor.ipynb #d3d0d6a6
-QWEN2_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-
-def atoms() -> list[str]:
-    "Texts that are one token each in a tokenizer of ours."
-    tags = ["think", "answer"] + [m.tag for m in MODALITIES.values()]
-    return [t for tag in tags for t in (f"<{tag}>", f"</{tag}>")] + ["\\boxed{"]
-
+# %% ../../nbs/05_processor.ipynb #e724443e
 def train_tokenizer(
     texts: list[str], # what the model will read and write
     vocab_size: int, # tokens at most; 256 bytes, 5 special tokens and the atoms are among them
 ):
     "Byte-level BPE in Qwen2's style; the same texts give the same tokenizer. -> a fast transformers tokenizer"
-    import re
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
-    special, single, to_bytes = [*TOKENS.values(), "<|endoftext|>"], atoms(), pre_tokenizers.ByteLevel(False, use_regex=False)
+    special, single = [*TOKENS.values(), "<|endoftext|>"], atoms()
     need = 256 + len(special) + len(single)
     if vocab_size < need: raise ValueError(f"vocab_size is {vocab_size}; expected at least {need}: 256 bytes, "
                                            f"{len(special)} special tokens, {len(single)} tags")
     t = Tokenizer(models.BPE())
-    t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated"), to_bytes])
-    t.decoder = decoders.ByteLevel()
+    t.pre_tokenizer, t.decoder = _steps(), decoders.ByteLevel()
     cut = re.compile("|".join(map(re.escape, single)))
     t.train_from_iterator((part for text in texts for part in cut.split(text) if part), trainers.BpeTrainer(vocab_size=vocab_size - len(single),
         min_frequency=2, special_tokens=special, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False))
