@@ -341,8 +341,8 @@ LIES = { # a size that is a lie -> what is said
     "sparse, pax 0.0": (pax("big", **{"GNU.sparse.size": "99000000000", "GNU.sparse.numblocks": "1", "GNU.sparse.offset": "0", "GNU.sparse.numbytes": "1"}), "'big' is a sparse file"),
     "sparse, pax 0.1": (pax("big", **{"GNU.sparse.size": "99000000000", "GNU.sparse.numblocks": "1", "GNU.sparse.map": "0,1", "GNU.sparse.name": "big"}), "is a sparse file"),
     "sparse, pax 1.0": (pax("big", **{"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "99000000000", "GNU.sparse.name": "big"}), "is a sparse file"),
-    "sparse, one word of it": (pax("big", **{"GNU.sparse.realsize": "99000000000"}), "is a sparse file"), "sparse, star": (pax("big", **{"SCHILY.realsize": "99000000000"}), "is a sparse file"),
-    "sparse, Solaris": (pax("big", **{"SUN.holesdata": " 0 99000000000"}), "is a sparse file"), "sparse, for all": (gzip.compress(global_pax(**{"GNU.sparse.realsize": "99000000000"}) + header() + END), "is a sparse file"),
+    "sparse, one word of it": (pax("big", **{"GNU.sparse.realsize": "99000000000"}), "says it is of 99,000,000,000 bytes"), "sparse, a small word": (pax("big", **{"GNU.sparse.realsize": "9000"}), "is a sparse file"), "sparse, star": (pax("big", **{"SCHILY.realsize": "99000000000"}), "is a sparse file"),
+    "sparse, Solaris": (pax("big", **{"SUN.holesdata": " 0 99000000000"}), "is a sparse file"), "sparse, for all": (gzip.compress(global_pax(**{"GNU.sparse.realsize": "99000000000"}) + header() + END), "says it is of 99,000,000,000 bytes"),
 }
 
 

@@ -131,7 +131,16 @@ def _tokenizer(read, folder): # what `read(folder)` gives
         raise ValueError(f"{file}: cannot be read as a tokenizer ({type(e).__name__}: {e})") from None
     try: check_tokenizer(tokenizer)
     except ValueError as e: raise ValueError(f"{file}: {e}") from None
+    _check_ids(folder, tokenizer.get_vocab())
     return tokenizer
+
+def _check_ids(folder, words): # of added tokens: a gap in the file is closed by the library, and what comes behind it gets other ids
+    json_of = lambda name: read_json(folder / name) if (folder / name).is_file() else {}
+    said = [("tokenizer.json", "added_tokens", t["content"], t["id"]) for t in json_of("tokenizer.json").get("added_tokens") or ()]
+    config = json_of("tokenizer_config.json").get("added_tokens_decoder") or {}
+    for name, field, word, i in said + [("tokenizer_config.json", "added_tokens_decoder", t["content"], int(i)) for i, t in config.items()]:
+        if words.get(word) == i: continue
+        raise ValueError(f"{folder / name}: '{field}' gives {word!r} the id {i}, and with all files read it has {words.get(word)}; expected every id, and the same in all files")
 
 def check_merges(folder: Path):
     "ValueError unless tokenizer.json, vocab.json and merges.txt, those that are there, are of one tokenizer."
@@ -408,6 +417,10 @@ def check(self: Coverage, source):
 def _guesses(self: Coverage):
     prefix = next((p for p in ("module.", "model.", "_orig_mod.", "ema.") if self.unused and all(n.startswith(p) for n in self.unused)), None)
     if prefix: return [f"all names begin with '{prefix}', which a training program left there: take it off"]
+    heavy = lambda names: Counter(part_of(n) for n in names if n.endswith("weight"))
+    zeros = heavy(n for n, why in self.damaged.items() if why.endswith("is all zeros"))
+    if empty := [p for p in PARTS if zeros[p] and zeros[p] >= heavy(self.loaded)[p] - (p == "latents in and out")]: # llm2vae may be zeros
+        return [f"nothing but zeros in the {', the '.join(empty)}: a file that was never filled?"]
     gone = [p for p, row in self.rows.items() if row[0] == 0 and row[1]]
     mute = ": a model that only understands, and cannot draw" if gone == ["drawing expert"] else ""
     if len(gone) == 1: return [f"the {gone[0]} is not there at all{mute}"]
@@ -786,6 +799,10 @@ def _load_own(folder, where, base, protocol, clean, vision):
         try: model.generation_config = GenerationConfig(**read_json(words))
         except (TypeError, ValueError) as e: raise ValueError(f"{words}: {str(e).removeprefix(f'{words}: ')}") from None
     processor = _own_processor(folder, protocol, clean, vision)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        ids = getattr(model.generation_config, name)
+        if any(type(i) is not int or not 0 <= i < processor.vocabulary for i in (ids if isinstance(ids, list) else [ids] * (ids is not None))):
+            raise ValueError(f"{words}: '{name}' is {ids!r}; expected ids of the tokenizer, which has {processor.vocabulary:,} words")
     check_words(folder, model.config, processor); _check_sides_of_pictures(folder / "processor_config.json", model.config.geometry, processor)
     return model, processor, found, Origin(where, "own", "", coverage)
 
@@ -865,7 +882,7 @@ def load_model(
     path, base = locate(where, revision, base)
     with quiet():
         model, processor, found, origin = {"own": _load_own, "released": _load_released}[layout(path)](path, str(where), base, protocol, clean, vision)
-        devices = device_map and deal(len(model.language_model.model.layers), device_map, found)
+        devices = None if device_map is None else deal(len(model.language_model.model.layers), device_map, found)
         dtype, at = choose_dtype(dtype, devices[0] if devices else device, found), place(devices or [device])
         if quantization: model = quantized(model.config, found, quantization, dtype, device)
         else: check_room(shares(found, at, dtype)); fill(model, found, dtype, at)
@@ -873,7 +890,7 @@ def load_model(
     if devices: spread(model, devices)
     if released: processor.protocol = as_released(processor.protocol)
     model.origin = origin
-    if origin.layout == "released" and (why := _untaught(model)):
+    if why := _untaught(model):
         warnings.warn(f"{where}: {why}, as before any training: this checkpoint cannot draw", stacklevel=2)
     return model.eval(), processor
 
@@ -1119,7 +1136,7 @@ class _Archive:
                 entry = self.tar.next()
                 if entry is None: break
                 if not 0 <= entry.size <= self.most: # before the next one is looked for behind it
-                    raise ValueError(f"{entry.name!r} says it is of {entry.size:,} bytes, and at most {self.most:,} can come out of all parts")
+                    raise ValueError(f"{entry.name!r} says it is of {entry.size:,} bytes, and at most {self.most:,} can come out of all parts: a bomb, or a damaged header")
             self.tar.members.clear()
             yield entry
         with self.blaming():

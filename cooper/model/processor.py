@@ -4,7 +4,7 @@
 
 # %% ../../nbs/05_processor.ipynb #23c25f3f
 from __future__ import annotations
-import copy, json, math, numbers, os
+import copy, json, math, numbers, os, re
 from dataclasses import dataclass
 import numpy as np, torch
 from PIL import Image
@@ -272,6 +272,7 @@ def _odd_field(backend): # the field of tokenizer.json by which byte-level BPE w
     steps, normal = json.dumps(file.get("pre_tokenizer")), file.get("normalizer")
     odd = {"pre_tokenizer": "ByteLevel" not in steps or '"add_prefix_space": true' in steps, "decoder": "ByteLevel" not in json.dumps(file.get("decoder")),
            "normalizer": bool(normal) and normal["type"] != "NFC", "model": True}
+    if greedy := [t["content"] for t in file.get("added_tokens", ()) if t["lstrip"] or t["rstrip"] or t["single_word"]]: return f"'added_tokens' has {greedy[0]!r}, which eats spaces: "
     field = next(k for k, is_odd in odd.items() if is_odd)
     return f"{field!r} is {json.dumps(file[field]):.60}: " if field in file and field != "model" else "'model': " if file else ""
 
