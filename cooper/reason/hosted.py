@@ -124,7 +124,8 @@ class Endpoint:
     limit: str = "max_tokens" # name of the field; newer hosted models want 'max_completion_tokens'
     extra: dict = field(default_factory=dict) # further fields of each request
     def __post_init__(self):
-        if self.key and not re.fullmatch(r"[A-Za-z_]\w{0,63}", self.key): # a key itself has dashes; it must not be shown
+        likely = len(self.key) >= 20 and re.search("[a-z]", self.key) and re.search(r"\d", self.key) and self.key not in os.environ # a key itself, then: it must not be shown
+        if likely or self.key and not re.fullmatch(r"[A-Za-z_]\w{0,63}", self.key):
             raise ValueError("Endpoint: 'key' is not the name of an environment variable; expected a name such as OPENAI_API_KEY, never the key itself")
         at = urlsplit(self.base_url)
         if at.scheme not in ("http", "https") or not at.hostname: raise ValueError("Endpoint: 'base_url' is no address; expected one such as https://host/v1")
