@@ -550,7 +550,7 @@ def exchange(self: Hosted, method: str, path: str, read=lambda text: judged(200,
         if hold >= left(): raise HostedError(f"{e.place}: others were told to wait, {hold:.0f} s more, and the patience of {e.patience:.3g} s is over", tries=tries - 1)
         if not self._pause(hold): raise HostedError("stopped", tries=tries - 1)
         note(None, "")
-        sent = self._send(method, path, left() if long else min(e.timeout, left()), **options)
+        sent = self._send(method, path, max(.001, left() if long else min(e.timeout, left())), **options)
         got = sent if isinstance(sent, Fault) else read(sent[2]) if sent[0] == 200 else judged(*sent)
         if not isinstance(got, Fault): return got, tries
         note(got.billed, "lost" if got.lost else "free")
