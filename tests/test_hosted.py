@@ -1,5 +1,5 @@
 "A server that does everything wrong: nothing is lost, nothing is asked twice, costs are right, and the key is nowhere."
-import email.utils, json, logging, threading, time
+import email.utils, json, logging, random, threading, time
 from collections import Counter
 
 import pytest
@@ -131,7 +131,7 @@ MANY = [ # what servers say when something goes wrong in the middle, or call an 
     (200, {}, 'data: {"choices": [{"delta": {"content": "you sa"}}]}\n\ndata: {"error": {"message": "overloaded"}}\n\n'), (200, {}, ""), (200, {}, "null"), (200, {}, '{"choices": [{"message": {"content": "you sa'),
     (200, {}, '{"choices": null}'), (200, {}, '{"choices": ["you said"]}'), (200, {}, '{"choices": [{"message": null}]}'), (200, {}, '{"choices": [{"finish_reason": "error", "error": {"code": 502, "message": "cut"}, "message": {"content": "you sa"}}]}'),
     (200, {}, '{"error": "busy", "choices": [{"message": {"content": "you sa"}}]}'), (529, {}, ""), (524, {"content-type": "text/html"}, "<html>a timeout occurred</html>"), (429, {"retry-after": "0"}, ""), (429, {"retry-after": "soon"}, "{}"), (500, {}, "null")]
-MANY_LOST = 9 # of them: those with 200
+MANY_LOST = 9 # of them: those with 200; and the gateway that gave up waiting (524)
 
 
 @pytest.mark.parametrize("first", range(len(MANY)))
@@ -140,7 +140,7 @@ def test_each_fault_in_the_middle_is_survived(tmp_path, first):
     with Rehearsal(meter, lambda n, body: next(faults, None)) as server:
         model = hosted(server, tmp_path)
         reply, = model.ask(chats(1))
-        assert right([reply]) and reply.tries == 2 and sum(meter.good.values()) == 1 and model.spent.lost == (first < MANY_LOST)
+        assert right([reply]) and reply.tries == 2 and sum(meter.good.values()) == 1 and model.spent.lost == (first < MANY_LOST or MANY[first][0] == 524)
         assert model.spent.money == pytest.approx(meter.money)
 
 
@@ -333,7 +333,9 @@ def test_every_kind_of_broken_line(tmp_path):
         assert right(model.batch(chats(12), poll=.02, wait=60, show=False))
         first, second = ([r for r in map(json.loads, server.files[b["input_file_id"]].splitlines())] for b in server.batches.values())
         assert [r["body"]["messages"][0]["content"] for r in second] == [f"word {n}" for n in (0, 4, 5, 6, 8, 11)] and len(first) == 12
-        assert model.spent.replies == 12 and model.spent.money == pytest.approx(sum(r.money for r in model.ask(chats(12))))
+        replies = model.ask(chats(12))
+        assert model.spent.replies == 12 and model.spent.money == pytest.approx(sum(r.money for r in replies) + replies[11].money) # the half-written line tells what it cost
+        assert model.spent.lost == 3 and model.spent.feared_money == pytest.approx(2*model.worst(chats(1)[0])[2]/2) # with the line that named nobody, and the HTML
 
 
 @pytest.mark.parametrize("status, asked_again", [("expired", True), ("cancelled", False), ("failed", False)])
@@ -424,6 +426,191 @@ def test_a_batch_without_usage_is_not_free(tmp_path):
         with pytest.raises(BudgetSpent): hosted(server, tmp_path, money=model.spent.feared_money).batch(chats(4), show=False)
 
 
+# deadlines, and costs that nobody can read
+
+
+def dripping(where):
+    "A server that sends a byte now and then: in its headers, in the body, in chunks, or nothing at all."
+    import socket
+    house = socket.create_server(("127.0.0.1", 0))
+    head = {"headers": b"HTTP/1.1 200 OK\r\nx: ", "body": b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n", "chunks": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", "silence": b"", "interim": b"HTTP/1.1 100 Continue\r\n\r\n"}[where]
+    drop = {"chunks": b"1\r\n \r\n", "silence": b"", "interim": b"HTTP/1.1 100 Continue\r\n\r\n"}.get(where, b"a")
+    def one(line):
+        try:
+            line.recv(65536); line.sendall(head)
+            while True: time.sleep(.05); line.sendall(drop); assert drop or line.recv(1)
+        except (OSError, AssertionError): pass
+    def serve():
+        while True:
+            try: line, _ = house.accept()
+            except OSError: return
+            threading.Thread(target=one, args=(line,), daemon=True).start()
+    threading.Thread(target=serve, daemon=True).start()
+    return house, f"http://127.0.0.1:{house.getsockname()[1]}/v1"
+
+
+@pytest.mark.parametrize("where", ["headers", "body", "chunks", "silence", "interim"])
+def test_a_server_that_drips_outlives_no_deadline(tmp_path, where):
+    house, url = dripping(where)
+    model = Hosted(Endpoint("m", url, key="", price=PRICE, timeout=.6, patience=1.5, first_wait=.01, concurrency=4), tmp_path)
+    start = time.monotonic()
+    replies = model.ask(chats(3))
+    house.close()
+    assert time.monotonic() - start < 6 and all(r.text is None and "took longer than" in r.error or "broke off" in r.error for r in replies)
+    assert model.spent.lost >= 3 and model.spent.feared_money > 0 and model.spent.money == 0
+    again = Hosted(model.endpoint, tmp_path).spent # another process knows what may have been billed
+    assert (again.lost, again.feared_money) == (model.spent.lost, pytest.approx(model.spent.feared_money))
+
+
+def test_a_slow_reader_outlives_no_deadline(tmp_path):
+    "A server that takes the connection and never reads: a large request cannot be written."
+    import socket
+    house = socket.create_server(("127.0.0.1", 0))
+    model = Hosted(Endpoint("m", f"http://127.0.0.1:{house.getsockname()[1]}/v1", key="", timeout=.5, patience=1., first_wait=.01), tmp_path)
+    start = time.monotonic()
+    reply, = model.ask([Chat([user("x"*12_000_000)])])
+    house.close()
+    assert reply.text is None and reply.seconds < 8 and time.monotonic() - start < 30
+
+
+def test_a_batch_file_that_drips_is_left_for_the_next_run(tmp_path):
+    class Slow(Rehearsal):
+        slow = True
+        def reply_to(self, method, path, headers, data): return "drip" if self.slow and path.endswith("content") else super().reply_to(method, path, headers, data)
+    with Slow(echo) as server:
+        start = time.monotonic()
+        with pytest.raises(HostedError, match="took longer"): hosted(server, tmp_path, patience=1.).batch(chats(3), poll=.02, wait=30, show=False)
+        assert time.monotonic() - start < 10
+        server.slow = False
+        assert right(hosted(server, tmp_path).batch(chats(3), poll=.02, wait=30, show=False)) and len(server.batches) == 1
+
+
+def test_others_who_hold_everybody_back_do_not_outlast_patience(tmp_path):
+    "Every answer is 'later', and always a little later."
+    with Rehearsal(echo, lambda n, body: (429, {"retry-after": "0.4"}, "later")) as server:
+        start = time.monotonic()
+        replies = hosted(server, tmp_path, patience=1.2, attempts=99, concurrency=3).ask(chats(3))
+    assert time.monotonic() - start < 5 and all("patience" in r.error for r in replies)
+
+
+def test_a_cut_line_was_billed(tmp_path):
+    "What a line that is cut in the middle cost is read where it stands before the cut; else it is unknown and said so. The second time is billed as well."
+    used = dict(prompt_tokens=7, completion_tokens=5)
+    def lines(lines):
+        if len(lines) != 8: return lines
+        out = [json.loads(l) for l in lines]
+        first = lambda r: json.dumps(dict(id="r", custom_id=r["custom_id"], response=dict(status_code=200, body=dict(usage=used) | {k: v for k, v in r["response"]["body"].items() if k != "usage"}))).encode()
+        return [first(out[0])[:-30], lines[1][:90], b'{"id": "r", "cust', *lines[4:]] # usage before the cut; only the name; not even that; the fourth is missing
+    seen = Counter()
+    def answer(body): seen[body["messages"][-1]["content"]] += 1; return dict(choices=[dict(message=dict(content=echo(body)))], usage=used)
+    one = (7*PRICE[0] + 5*PRICE[1])/1e6/2
+    with Rehearsal(answer, batch_lines=lines) as server:
+        model = hosted(server, tmp_path)
+        assert right(model.batch(chats(8), poll=.02, wait=30, show=False)) and Counter(seen.values()) == {1: 4, 2: 4}
+        spent, worst = model.spent, model.worst(chats(1)[0])[2]/2
+        assert (spent.replies, spent.lost) == (8, 4) and spent.money == pytest.approx(9*one) # eight replies, and the one whose cost could be read
+        assert spent.feared_money == pytest.approx(3*worst) and spent.money < 12*one <= spent.money + spent.feared_money # the truth lies between
+        assert "4 sent but never seen whole" in str(spent) and str(hosted(server, tmp_path).spent) == str(spent)
+
+
+@pytest.mark.parametrize("counts, status, lost", [(None, "completed", 3), (dict(total=8, completed=6, failed=2), "completed", 1), (dict(total=8, completed=5), "completed", 0), (None, "expired", 0), (dict(completed=7), "expired", 2), (dict(completed="many"), "completed", 3)])
+def test_missing_lines_may_have_been_billed(tmp_path, counts, status, lost):
+    "As many as the server says it answered and did not give; where it does not say, all of a completed batch."
+    class House(Rehearsal):
+        def _look(self, name):
+            code, more, text = super()._look(name)
+            return code, more, json.dumps(json.loads(text) | (dict(request_counts=counts, status=status) if name == "batch-0" else {}))
+    with House(echo, batch_lines=lambda lines: lines[:5] if len(lines) == 8 else lines) as server:
+        model = hosted(server, tmp_path)
+        assert right(model.batch(chats(8), poll=.02, wait=30, show=False)) and model.spent.lost == lost
+
+
+def test_a_page_of_html_for_a_file_orders_nothing_again(tmp_path):
+    "Somebody's login page in the place of the output file: told, and the batch stays open."
+    for page in ("<html>log in</html>", '{"error": {"message": "later"}}'):
+        class Page(Rehearsal):
+            def reply_to(self, method, path, headers, data): return (200, {}, page) if path.endswith("content") and self.wild else super().reply_to(method, path, headers, data)
+        with Page(echo) as server:
+            server.wild, folder = True, tmp_path/str(len(page))
+            with pytest.raises(HostedError, match="log in|later"): hosted(server, folder, attempts=3).batch(chats(4), poll=.02, wait=30, show=False)
+            server.wild = False
+            assert right(hosted(server, folder).batch(chats(4), poll=.02, wait=30, show=False)) and len(server.batches) == 1
+
+
+def test_what_a_broken_answer_says_of_its_cost_is_believed(tmp_path):
+    body = json.dumps(dict(choices=[], usage=dict(prompt_tokens=100, completion_tokens=10)))
+    with Rehearsal(echo, lambda n, b: (200, {}, body) if n == 1 else None) as server:
+        model = hosted(server, tmp_path)
+        reply, = model.ask(chats(1))
+        assert model.spent.lost == 1 and model.spent.feared_tokens == 0 and model.spent.money == pytest.approx(reply.money + (100*PRICE[0] + 10*PRICE[1])/1e6)
+        assert str(hosted(server, tmp_path).spent) == str(model.spent)
+
+
+def test_a_killed_process_leaves_what_was_under_way_as_lost(tmp_path):
+    import os, signal, subprocess, sys
+    asked = threading.Event()
+    def hangs(n, body): asked.set(); return "drip"
+    with Rehearsal(echo, hangs) as server:
+        code = f"from cooper.reason.hosted import *; Hosted(Endpoint('echo', {server.url!r}, key='', name='hostile', price={PRICE}), {str(tmp_path)!r}).ask([Chat([user('word 0')], max_tokens=20)], show=False)"
+        child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=os.environ | dict(PYTHONPATH=str(ROOT)))
+        assert asked.wait(120)
+        child.send_signal(signal.SIGKILL); child.wait()
+        server.fault = lambda n, body: None
+        model = hosted(server, tmp_path)
+        assert model.spent.lost == 1 and model.spent.feared_money == pytest.approx(model.worst(chats(1)[0])[2])
+        assert right(model.ask(chats(1))) and model.spent.lost == 1 and model.spent.replies == 1
+
+
+def test_what_a_batch_has_under_way_is_not_asked_at_once_too(tmp_path):
+    with Rehearsal(echo, batch_status=lambda n: "in_progress") as server:
+        model = hosted(server, tmp_path)
+        with pytest.raises(TimeoutError): model.batch(chats(3), poll=.01, wait=0, show=False)
+        with pytest.raises(RuntimeError, match="paid twice.*batch-0.*delete"): model.ask(chats(2))
+        assert [r.text for r in model.ask(chats(5)[3:])] == ["you said word 3", "you said word 4"] and len(server.seen) == 2 # others may be asked
+        server.batch_status = lambda n: "completed"
+        assert right(model.batch(chats(3), poll=.01, show=False)) and right(model.ask(chats(3))) and len(server.batches) == 1
+
+
+def test_batches_under_way_count_against_a_budget(tmp_path):
+    with Rehearsal(echo, batch_status=lambda n: "in_progress") as server:
+        worst = hosted(server, tmp_path).worst(chats(1)[0])[2]
+        with pytest.raises(TimeoutError): hosted(server, tmp_path, money=2*worst).batch(chats(3), poll=.01, wait=0, show=False) # three at half the price
+        with pytest.raises(BudgetSpent, match="with those under way"): hosted(server, tmp_path, money=2*worst).batch(chats(6), poll=.01, wait=0, show=False)
+        with pytest.raises(BudgetSpent): hosted(server, tmp_path, money=2*worst).ask(chats(4)[3:])
+        assert len(server.batches) == 1 and not server.seen
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_goes_wrong_the_bill_lies_between(tmp_path, seed):
+    "Faults at random, some of them after the server has done the work. What is known to be spent is at most the server's own bill, and with what is feared at least that."
+    rng, bill, lock = random.Random(seed), [0.], threading.Lock()
+    class House(Rehearsal):
+        def completion(self, body):
+            said = super().completion(body)
+            with lock: bill[0] += (said["usage"]["prompt_tokens"]*PRICE[0] + said["usage"]["completion_tokens"]*PRICE[1])/1e6*(.5 if self.bulk else 1)
+            return said
+    def fault(n, body):
+        with lock: what = rng.choice([*[""]*8, "reset", "html", "half", 429, 500, 504, "empty"])
+        if what in (429, 500): return what, {}, "no"
+        if what == "": return None
+        whole = json.dumps(server.completion(body)) # the work is done, and paid
+        return "reset" if what == "reset" else (504, {}, "") if what == 504 else (200, {}, dict(html="<html>", half=whole[:len(whole)*2//3], empty=json.dumps(json.loads(whole) | dict(choices=[])))[what])
+    def lines(lines): # cut, doubled, lost, in any order
+        out = [l[:rng.randrange(1, len(l))] if rng.random() < .3 else l for l in lines if rng.random() < .8]
+        return rng.sample(out + out[:2], len(out) + len(out[:2]))
+    with House(lambda body: echo(body), fault, batch_lines=lines) as server:
+        server.bulk, model = False, hosted(server, tmp_path, attempts=20, concurrency=4, first_wait=.001)
+        assert right(model.ask(chats(10)))
+        once = len(server.seen)
+        assert right(model.ask(chats(10))) and len(server.seen) == once
+        server.bulk = True
+        replies = model.batch(chats(24)[10:], poll=.01, wait=60, rounds=12, show=False)
+        assert [r.text for r in replies] == [f"you said word {n}" for n in range(10, 24)]
+        spent = model.spent
+        assert spent.money <= bill[0] + 1e-12 <= spent.money + spent.feared_money + 2e-12 and spent.replies == 24
+        assert str(hosted(server, tmp_path).spent) == str(spent)
+
+
 # secrets
 
 SECRET = "sk-THIS-IS-A-SECRET-0123456789"
@@ -448,6 +635,35 @@ def test_the_key_is_in_no_file_no_log_and_no_message(tmp_path, monkeypatch, capl
     files = [p.read_text() for p in tmp_path.rglob("*") if p.is_file()]
     assert len(files) >= 8 and not any(SECRET in t or SECRET[10:] in t for t in texts + files)
     assert "[key]" in replies[1].text and "[key]" in replies[0].error
+
+
+
+def test_a_key_in_a_header_or_an_escaped_id_is_in_no_log_and_no_file(tmp_path, monkeypatch, caplog):
+    "A server that repeats the key in its headers, which the libraries below log, and in the ids of files and batches, letter by letter."
+    monkeypatch.setenv("HOSTILE_KEY", SECRET)
+    caplog.set_level(logging.DEBUG)
+    escaped = "".join(f"\\u{ord(c):04x}" for c in SECRET)
+    class Echo(Rehearsal):
+        def reply_to(self, method, path, headers, data):
+            status, more, text = super().reply_to(method, path.replace("-" + SECRET, ""), headers, data)
+            if isinstance(text, str): text = text.replace('"id": "batch-0"', f'"id": "batch-0-{escaped}"')
+            return status, more | {"x-key": headers["authorization"]}, text
+    with Echo(echo) as server:
+        model = hosted(server, tmp_path, key="HOSTILE_KEY")
+        assert right(model.ask(chats(2)))
+        server.batch_status = lambda n: "in_progress"
+        with pytest.raises(TimeoutError) as error: model.batch(chats(5), poll=.01, wait=0, show=False)
+    assert "receive_response_headers" in caplog.text and "[key]" in caplog.text # they were logged
+    assert SECRET not in caplog.text + str(error.value) and not [p for p in tmp_path.rglob("*") if p.is_file() and SECRET[10:] in p.read_text()]
+
+
+@pytest.mark.parametrize("key", ["sk-abc", "sk_live_51H8xxYYzz00aa11bb22", "hf_AbCdEfGhIjKlMnOpQrStUvWx12", "0123456789abcdef0123456789abcdef", "AIzaSyA1234567890abcdefghijklmnop"])
+def test_a_key_in_the_place_of_its_name_is_not_shown(tmp_path, key):
+    from cooper.measure.study import StudyParameters
+    for wrong in (lambda: Endpoint("m", key=key), lambda: StudyParameters(["m@http://host/v1"], ("plain",), key=key), lambda: StudyParameters(["rehearsal"], ("plain",), key=key),
+                  lambda: StudyParameters([f"m@https://ann:{key}@host/v1"], ("plain",)), lambda: StudyParameters([f"m@https://host/v1?key={key}"], ("plain",)), lambda: StudyParameters([f"https://host/{key}"], ("plain",))):
+        with pytest.raises(ValueError) as error: wrong()
+        assert key not in str(error.value)
 
 
 def test_a_key_is_never_a_setting(monkeypatch, tmp_path):

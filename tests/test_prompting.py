@@ -109,13 +109,106 @@ def test_unseen_graphs(case):
     json.loads(str(graph), parse_constant=lambda name: pytest.fail(f"{name} is no JSON")) # what goes on is JSON
 
 
+# several pieces of JSON in a reply, and what a careful reader takes from it: (reply, how, value; None where only the outcome matters)
+
+CUP, JAR, LID = {"name": "cup", "depth_m": 2.1}, {"name": "jar", "depth_m": 3.4}, {"name": "lid", "depth_m": 1.2}
+J = json.dumps
+WHOLE, MORE, OTHER = {"objects": [CUP, JAR], "relations": [["cup", "left of", "jar"]]}, {"objects": [CUP, JAR, LID], "relations": []}, {"objects": [LID]}
+TIE = {"subject": "cup", "predicate": "left of", "object": "jar"}
+NEW = {"name": "jar", "depth_m": 2.9} # what is said of the jar the second time
+SEVERAL = {
+    "one object a line": (f"{J(CUP)}\n{J(JAR)}\n{J(LID)}", "repaired", [CUP, JAR, LID]),
+    "one object a line, commas": (f"{J(CUP)},\n{J(JAR)},\n{J(LID)},", "repaired", [CUP, JAR, LID]),
+    "one object a line, prose around": (f"Here is the scene graph:\n\n{J(CUP)}\n{J(JAR)}\n\nI hope this helps!", "repaired", [CUP, JAR]),
+    "bullets": (f"The objects:\n- {J(CUP)}\n- {J(JAR)}", "repaired", [CUP, JAR]),
+    "numbered with titles": (f"1. **Cup**: {J(CUP)}\n2. **Jar**: {J(JAR)}\n3. **Lid**: {J(LID)}", "repaired", [CUP, JAR, LID]),
+    "a fence each": (f"```json\n{J(CUP)}\n```\n\n```json\n{J(JAR)}\n```", "repaired", [CUP, JAR]),
+    "a fence each, titles": (f"### Object 1\n```json\n{J(CUP)}\n```\n### Object 2\n```json\n{J(JAR)}\n```", "repaired", [CUP, JAR]),
+    "a paragraph each": (f"Let me look at the picture from left to right. The first thing that one notices, standing quite near to the camera on the table, is a cup: {J(CUP)}. Much farther off, beside the door and partly hidden, one can also make out a large glass jar: {J(JAR)}.", "repaired", [CUP, JAR]),
+    "finally": (f"First there is {J(CUP)}. Finally, the jar: {J(JAR)}", "repaired", [CUP, JAR]),
+    "two of a kind in a list": ('{"object": "chair", "position": "left"}\n{"object": "chair", "position": "right"}', "repaired", [{"object": "chair", "position": "left"}, {"object": "chair", "position": "right"}]),
+    "two of a kind, numbered": ('{"id": 1, "name": "chair"}\nand, some way off and nearly out of sight behind the long table with the flowers on it, one more of them: {"id": 2, "name": "chair"}', "repaired", [{"id": 1, "name": "chair"}, {"id": 2, "name": "chair"}]),
+    "looks without names": ('{"color": "red", "shape": "cube", "position": [0.1, 0.5]}\n{"color": "blue", "shape": "sphere"}', "repaired", [{"color": "red", "shape": "cube", "position": [.1, .5]}, {"color": "blue", "shape": "sphere"}]),
+    "objects and relations a line": (f"{J(CUP)}\n{J(JAR)}\n{J(TIE)}", "repaired", [CUP, JAR, TIE]),
+    "triples a line": ('["cup", "left of", "jar"]\n["jar", "behind", "lid"]', "repaired", [["cup", "left of", "jar"], ["jar", "behind", "lid"]]),
+    "two lists": (f"Objects:\n{J([CUP, JAR])}\nRelations:\n{J([TIE])}", "repaired", [CUP, JAR, TIE]),
+    "two lists of objects": (f"On the left: {J([CUP])}\nOn the right: {J([JAR])}", "repaired", [CUP, JAR]),
+    "halves without a fence": (f'{{"objects": {J([CUP, JAR])}}}\n{{"relations": {J([TIE])}}}', "repaired", {"objects": [CUP, JAR], "relations": [TIE]}),
+    "a graph, then relations": (f'{{"objects": {J([CUP, JAR])}}}\nRelations:\n{J(TIE)}', "repaired", {"objects": [CUP, JAR], "relations": [TIE]}),
+    "no outer braces": (f'"objects": {J([CUP, JAR])},\n"relations": {J([TIE])}', "repaired", {"objects": [CUP, JAR], "relations": [TIE]}),
+    "a table in pieces": ('{"cup": "left"}\n{"jar": "right"}', "repaired", {"cup": "left", "jar": "right"}),
+    "the last item cut": (f'{J(CUP)}\n{{"name": "jar", "depth_m": 3.4, "near": ["li', "cut", None),
+    # repeated
+    "a graph told twice": (f"{J(WHOLE)}\n\nSo the scene graph is:\n{J(WHOLE)}", "json", WHOLE),
+    "a draft and a better one": (f"{J(WHOLE)}\nWait, there is a lid as well.\n{J(MORE)}", "json", MORE),
+    "the better one says less": (f"{J(MORE)}\nActually the lid belongs to the jar. Corrected:\n{J(WHOLE)}", "json", WHOLE),
+    "better, and about other things": (f"{J(WHOLE)}\nNo, I was looking at the wrong picture, that was a mistake.\n{J(OTHER)}", "json", OTHER),
+    "a second graph without a word": (f"{J(WHOLE)}\n\n{J(MORE)}", "json", MORE),
+    "a draft in the text, the graph in a fence": (f"I think of {J(OTHER)} at first.\n```json\n{J(WHOLE)}\n```", "json", WHOLE),
+    "the graph in a fence, then an item named": (f"```json\n{J(WHOLE)}\n```\nThe nearest is {J(CUP)}.", "json", WHOLE),
+    "an item, then the graph": (f"The nearest is {J(CUP)}.\n\nThe graph: {J(WHOLE)}", "json", WHOLE),
+    "a list and a longer list": (f"{J([CUP, JAR])}\n{J([CUP, JAR, LID])}", "json", [CUP, JAR, LID]),
+    "a list told twice": (f"{J(CUP)}\n{J(JAR)}\n\n{J(CUP)}\n{J(NEW)}", "repaired", [CUP, NEW]),
+    "an item corrected": (f"{J(CUP)}\n{J(JAR)}\nSorry, I mixed them up. All again:\n{J(CUP)}\n{J(NEW)}", "repaired", [CUP, NEW]),
+    "a table corrected": ('{"cup": "left", "jar": "left"} - correction: {"cup": "left", "jar": "right"}', "json", {"cup": "left", "jar": "right"}),
+    # an example or a form first
+    "an example first": (f"A scene graph, for example {J(OTHER)}, lists objects. Here it is:\n{J(WHOLE)}", "json", WHOLE),
+    "an example of an item first": (f"Each line should look like {J(LID)}.\n\nThe picture shows:\n{J([CUP, JAR])}", "json", [CUP, JAR]),
+    "a form in the prompt's words": ('I will use {"objects": [{"name": "<name>", "position": "<x, y>"}]}.\n' + J(WHOLE), "json", WHOLE),
+    "a schema first": ('{"type": "object", "properties": {"objects": {"type": "array"}}}\n' + J(WHOLE), "json", WHOLE),
+    "only an example": (f"For example {J(WHOLE)}", "json", WHOLE),
+    "in JSON format": (f"Here is the scene graph in JSON format:\n{J(CUP)}\n{J(JAR)}", "repaired", [CUP, JAR]),
+    # thoughts with braces
+    "thoughts with braces": (f"<think>The set {{cup, jar}}; maybe {J(OTHER)} or {{x: 1}}</think>\n{J(WHOLE)}", "json", WHOLE),
+    "thinking aloud": (f"Let me see. {{cup}} is left [of the jar], so {{left: cup}}. Depths: {{2.1, 3.4}}.\n\n{J(WHOLE)}", "json", WHOLE),
+    "a brace never closed": (f"I open with {{ and say: {J(WHOLE)}", "json", WHOLE),
+    "a graph in the thoughts, an empty one behind": (f"<think>{J(WHOLE)}</think>{{\"objects\": []}}", "empty", {"objects": []}),
+    "a graph and an answer": (f'{J(WHOLE)}\n{{"answer": "B", "explanation": "nearer"}}', "json", WHOLE),
+    "an answer in a list": (f'{J(WHOLE)}\n[{{"answer": "B"}}]', "json", WHOLE),
+    # where a person would shrug
+    "two pictures": (f"Picture 1:\n{J(WHOLE)}\nPicture 2:\n{J(OTHER)}", "ambiguous", None),
+    "two fences about different things": (f"```json\n{J(WHOLE)}\n```\n```json\n{J(OTHER)}\n```", "ambiguous", None),
+    "two readings of one item": (f"The jar is behind the cup, somewhat to the right of it, and it is made of green glass as it seems: {J(JAR)}. The jar stands on the table in front of the window, with the sun upon it, and has no lid: {J(NEW)}.", "ambiguous", None),
+    "lists with other members": (f"{J([CUP, JAR])}\n{J([NEW, LID])}", "ambiguous", None),
+    "a graph and other things": (f"{J(WHOLE)}\n{J(LID)}", "ambiguous", None),
+    # brackets in prose
+    "see above": ("[see above]", "none", None), "a colour and a side": ("the cube (red) {left}", "none", None), "a reference": ("There are two cups [1], [2] and [3, 4].", "none", None),
+    "a citation with names": ("It is one of [cup, jar].", "none", None), "options in brackets": ('The options are ["left", "right", "both"].', "none", None), "a set": ("{cup, jar}", "none", None),
+    "a side": ("{left: right}" + " is what the question asks.", "none", None), "LaTeX": (r"\boxed{\text{left}} and $\frac{1}{2}$", "none", None), "a link": ("[cup](http://host/a) is [here].", "none", None),
+    "boxes to tick": ("- [x] cup\n- [y] jar", "none", None), "code": ("```python\ndef f(x): return {x}\n```", "none", None), "a box alone": ('The box is {"x": 1, "y": 2, "w": 3, "h": 4}.', "none", None),
+    "coordinates": ("The cup is at [0.2, 0.5], the jar at [[0.1, 0.2], [0.3, 0.4]].", "none", None), "coordinates in a fence": ("```json\n[0.2, 0.5]\n```", "none", None), "bare names in a fence": ("```\n[cup, jar]\n```", "none", None),
+    "a graph of arrows": ("```\n[cup] -> left of -> [jar]\n```", "none", None), "Graphviz": ("digraph {cup -> jar}", "none", None), "not applicable": ('{"objects": "none", "relations": "N/A"}', "empty", None),
+    "a form not filled in": ('```json\n{"objects": [{"name": "<name>"}, ...]}\n```', "empty", None), "quoted names": ('["cup", "jar"]', "json", ["cup", "jar"]), "quoted names in a fence": ('```json\n["cup", "jar"]\n```', "json", ["cup", "jar"]),
+}
+
+
+@pytest.mark.parametrize("case", SEVERAL)
+def test_several_pieces_in_a_reply(case):
+    text, how, value = SEVERAL[case]
+    graph = parse_graph(text)
+    assert graph.how == how and (value is None or graph.value == value)
+    assert graph.ok == (how in ("json", "repaired", "cut")) and (graph.how != "ambiguous" or graph.value is None)
+
+
+def test_what_is_no_graph_is_not_passed_on(tmp_path):
+    "Brackets in prose, and two graphs without a word which counts, reach no second call as a graph."
+    for reply in ("[see above]", "the cube (red) {left}", SEVERAL["two pictures"][0]):
+        seen, outcome = sent("cvbench_scene_graph", replies=(reply, "<answer>A</answer>"), folder=tmp_path/str(len(reply)))
+        assert plain(seen[1])[1][1].startswith("Scene Graph: {}\n") and not outcome.graph.ok
+
+
+def test_flow_in_pieces():
+    assert parse_flow('{"object": "cup", "dx": 1}\n{"object": "jar", "dx": -1}') == {"cup": 1, "jar": -1}
+    assert parse_flow('{"cup": 1}\nWait: {"cup": -1, "jar": 0}') == {"cup": -1, "jar": 0} and parse_flow('<think>{"cup": 0}</think>{"cup": 1}') == {"cup": 1}
+
+
 def test_graphs_that_the_published_code_loses(): # nested JSON in prose, and a trailing comma in a fence
     for text in (f"The graph is {json.dumps(OBJECTS)} and that is all.", GRAPHS["trailing commas, nested"][0]): assert published_graph(text) == {} and parse_graph(text).ok
     assert published_graph(GRAPHS["prose around, no fence"][0]) == OBJECTS["relationships"][0] # a piece of it
 
 
 def test_strange_replies_do_not_fail():
-    for text in ("{"*3000, "["*50000, "```"*500, '{"a":'*400, "\x00{\"objects\": [1e999]}", "{" + '"k": 1, '*9000): assert parse_graph(text).how in ("json", "repaired", "cut", "empty", "none")
+    for text in ("{"*3000, "["*50000, "```"*500, '{"a":'*400, "\x00{\"objects\": [1e999]}", "{" + '"k": 1, '*9000, "{a "*2000 + "}"*2000): assert parse_graph(text).how in ("json", "repaired", "cut", "empty", "none")
 
 
 @pytest.mark.parametrize("name", ["bare", "plain", "think", "describe", "scene_graph", "cvbench_zero_shot", "cvbench_scene_graph", "clevr_describe"])

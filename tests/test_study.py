@@ -8,8 +8,8 @@ from PIL import Image
 from cooper.core import resolve, write_jsonl
 from cooper.measure.protocols import open_exam
 from cooper.measure.records import read_records, score
-from cooper.measure.study import (Bank, StudyParameters, exam_bank, graph_counts, helped, prompt_item, rule_reader, scene_bank, study, study_banks, study_figure, study_files, study_models, study_plan,
-                                  study_shots)
+from cooper.measure.study import (Bank, StudyParameters, exam_bank, graph_counts, helped, prompt_item, read_shots, rule_reader, scene_bank, study, study_banks, study_figure, study_files, study_models, study_pictures,
+                                  study_plan, study_shots)
 from cooper.reason.descriptions import describe, from_clevr, worded
 from cooper.reason.hosted import Endpoint, Hosted, LocalCooper, Rehearsal, picture_bytes
 from cooper.reason.prompting import SEEN
@@ -177,14 +177,14 @@ def test_the_records_can_be_counted_again(tmp_path):
 
 
 def test_an_empty_graph_is_counted(tmp_path):
-    says = iter(["```json\n{}\n```", '```json\n[["cup", "left of", "jar"]]\n```', "no idea", '{"objects": ["cup"'])
+    says = iter(["```json\n{}\n```", '```json\n[["cup", "left of", "jar"]]\n```', "[see above]", '{"objects": ["cup"', 'One: {"objects": ["cup"]} Two: {"objects": ["jar"]}'])
     def answer(body): return "<answer>A</answer>" if "Scene Graph:" in json.dumps(body) else next(says)
-    rows = [dict(index=n, image=b64(), question=f"Which, {n}?", A="cup", B="jar", answer="A" if n else "B") for n in range(5)]
-    def fault(n, body): return (400, {}, "no") if "Which, 4?" in words_of(body) else None
+    rows = [dict(index=n, image=b64(), question=f"Which, {n}?", A="cup", B="jar", answer="A" if n else "B") for n in range(6)]
+    def fault(n, body): return (400, {}, "no") if "Which, 5?" in words_of(body) else None
     with Rehearsal(answer, fault) as server: done = study([talk(server, tmp_path, concurrency=1)], ["cvbench_scene_graph"], [exam_bank(open_exam("mcq", tsv(tmp_path/"a.tsv", rows)))], ("picture",), show=False)
     line, = graph_counts(done.rows).rows
-    assert {k: line[k] for k in ("n", "json", "repaired", "cut", "empty", "none", "failed")} == dict(n=5, json=1, repaired=0, cut=1, empty=1, none=1, failed=1)
-    assert (line["with_graph"], line["without"]) == (1., .5)
+    assert {k: line[k] for k in ("n", "json", "repaired", "cut", "ambiguous", "empty", "none", "failed")} == dict(n=6, json=1, repaired=0, cut=1, ambiguous=1, empty=1, none=1, failed=1)
+    assert (line["with_graph"], line["without"]) == (1., pytest.approx(2/3))
 
 
 def test_a_study_of_scenes_from_plan_to_records(tmp_path):
@@ -260,3 +260,80 @@ def test_wrong_parameters(wrong, says):
 def test_models_have_names_of_their_own(tmp_path):
     with pytest.raises(ValueError, match="two are called 'm@http://host/v1'"): study_models(StudyParameters(["m@http://host/v1", "m@http://host/v1"], ("plain",), out=str(tmp_path)))
     assert [m.name for m in study_models(StudyParameters(["one=m@http://host/v1", "two=m@http://host/v1"], ("plain",), out=str(tmp_path)))] == ["one", "two"]
+
+
+# somebody's own file, with a folder of pictures and worked examples
+
+
+def own(folder, kind, pictures="pictures"): # a benchmark and examples in one of the layouts, by parameters
+    (folder/pictures).mkdir()
+    for n in range(5): (folder/pictures/f"{n}.png").write_bytes(png((50*n, 0, 0)))
+    rows = [dict(index=n, image=f"{n}.png", question="Is the cup left?", A="left", B="right", answer="AB"[n % 2]) for n in range(3)]
+    shots = [dict(image=f"{n}.png", question="Is the cup left?", options=["left", "right"], answer=("left", "right")[n % 2], graph={"objects": [{"name": "cup", "x": n}]}) for n in (3, 4)]
+    if kind == "tsv": file, more = tsv(folder/"mine.tsv", rows), tsv(folder/"shots.tsv", [r | dict(options=json.dumps(r["options"]), graph=json.dumps(r["graph"])) for r in shots])
+    if kind == "jsonl": file, more = write_jsonl(folder/"mine.jsonl", rows), write_jsonl(folder/"shots.jsonl", shots)
+    if kind == "parquet": file, more = parquet(folder/"mine.parquet", rows), parquet(folder/"shots.parquet", [r | dict(graph=json.dumps(r["graph"])) for r in shots])
+    return dict(benchmarks=f"mcq={file}@{folder/pictures}", examples=f"{more}@{folder/pictures}")
+
+
+@pytest.mark.parametrize("kind", ["tsv", "jsonl", "parquet"])
+def test_an_own_benchmark_with_pictures_and_examples(tmp_path, kind):
+    given = own(tmp_path, kind)
+    p = StudyParameters(["rehearsal"], ("plain", "few_shot_conversation"), (given["benchmarks"],), ("picture",), examples=given["examples"], out=str(tmp_path/"out"))
+    banks, shots = study_banks(p), study_shots(p)
+    assert [s.answer for s in shots] == ["B", "A"] and json.loads(shots[0].graph) == {"objects": [{"name": "cup", "x": 3}]}
+    with Rehearsal(lambda body: "Answer: <answer>A</answer>") as server: done = study([talk(server, tmp_path, concurrency=1)], p.prompts, banks, p.seen, shots, show=False)
+    assert not done.left_out and [r["scores"]["score"] for r in done.rows] == [1, 0, 1]*2
+    last = pictures_of(server.seen[-1])
+    assert [base64.b64decode(u.partition("base64,")[2]) for u in last] == [png((150, 0, 0)), png((200, 0, 0)), png((100, 0, 0))] # examples, then the question; byte for byte
+    assert '{"objects": [{"name": "cup", "x": 3}]}' in words_of(server.seen[-1]) and "<answer>B</answer>" in words_of(server.seen[-1])
+    assert [f.rsplit("/", 1)[1] for f in study_files(p)] == [f"mine.{kind}", f"shots.{kind}"]
+    before = study_pictures(banks, shots)
+    assert {k: v["pictures"] for k, v in before.items()} == {"mcq": 3, "examples": 2}
+    (tmp_path/"pictures"/"1.png").write_bytes(png("green"))
+    after = study_pictures(banks, shots)
+    assert after["mcq"] != before["mcq"] and after["examples"] == before["examples"] # the record tells that a picture changed
+
+
+@pytest.mark.parametrize("wrong, says", [(dict(graph=None), "'graph' is missing; expected a scene graph"), (dict(graph="a cup"), "'graph' is 'a cup'"), (dict(graph={}), "'graph' is {}"), (dict(answer="above"), "'answer' is 'above'; expected one of A, B"), (dict(answer="C"), "'answer' is 'C'"),
+    (dict(question=" "), "'question' is missing"), (dict(image="nine.png"), "'image' is 'nine.png'; expected .* a file below"), (dict(image=""), "'image'")])
+def test_a_wrong_example_names_file_row_and_field(tmp_path, wrong, says):
+    own(tmp_path, "jsonl")
+    rows = [json.loads(l) for l in (tmp_path/"shots.jsonl").read_text().splitlines()]
+    write_jsonl(tmp_path/"wrong.jsonl", [rows[0], rows[1] | wrong])
+    with pytest.raises(ValueError, match=says) as error: read_shots(tmp_path/"wrong.jsonl", tmp_path/"pictures")
+    assert "wrong.jsonl: row 2" in str(error.value)
+
+
+def test_wrong_files_of_ones_own_are_named(tmp_path):
+    given = own(tmp_path, "tsv")
+    p = lambda **more: StudyParameters(**dict(models=["rehearsal"], prompts=("few_shot_flat",), benchmarks=(given["benchmarks"],), examples=given["examples"]) | more)
+    with pytest.raises(ValueError, match="mine.tsv:2: 'image' is '0.png'; expected .* below .*/nowhere"): study_banks(p(benchmarks=(f"mcq={tmp_path/'mine.tsv'}@{tmp_path/'nowhere'}",)))
+    with pytest.raises(FileNotFoundError, match="mine.csv"): study_banks(p(benchmarks=(f"mcq={tmp_path/'mine.csv'}",)))
+    with pytest.raises(FileNotFoundError, match="'examples': .*/nothing.jsonl: no such file"): study_shots(p(examples=str(tmp_path/"nothing.jsonl")))
+    with pytest.raises(ValueError, match="has no column 'graph'"): read_shots(tmp_path/"mine.tsv", tmp_path/"pictures")
+    broken = png(size=(200, 200))[:150]
+    (tmp_path/"pictures"/"3.png").write_bytes(broken)
+    with pytest.raises(ValueError, match="shots.tsv:2: its picture cannot be read"): study_shots(p())
+    tsv(tmp_path/"half.tsv", [dict(index=0, image="0.png", question="?", A="left", B="right", answer="Z")])
+    with pytest.raises(ValueError, match="half.tsv:2: 'answer' is 'Z'"): study_banks(p(benchmarks=(f"mcq={tmp_path/'half.tsv'}@{tmp_path/'pictures'}",)))
+
+
+def test_an_example_about_a_question_that_is_asked_is_refused(tmp_path):
+    given = own(tmp_path, "tsv")
+    (tmp_path/"pictures"/"4.png").write_bytes(png((50, 0, 0))) # the bytes of 1.png, under another name
+    p = StudyParameters(["rehearsal"], ("few_shot_flat",), (given["benchmarks"],), examples=given["examples"], out=str(tmp_path))
+    with Rehearsal(rule_reader) as server:
+        with pytest.raises(ValueError, match=r"mcq, question 1: its picture is in an example \(shots.tsv:3\)"): study_plan(study_models(p, server), p.prompts, study_banks(p), shots=study_shots(p))
+
+
+def test_the_prompting_notebook_on_an_own_benchmark(tmp_path):
+    "51 through papermill: a TSV, a folder of pictures, worked examples; and what it leaves behind tells of them."
+    import papermill
+    from house import NOTEBOOKS, ROOT
+    given = own(tmp_path, "tsv")
+    papermill.execute_notebook(NOTEBOOKS["51_prompting_study"], tmp_path/"ran.ipynb", given | dict(models="rehearsal", prompts="few_shot_split", seen="picture,nothing", out=str(tmp_path/"out")), progress_bar=False, kernel_name="python3", cwd=ROOT)
+    record = json.loads((tmp_path/"out"/"run.json").read_text())
+    assert record["status"] == "finished" and set(record["data"]) == {"mine.tsv", "shots.tsv"} and record["notes"]["pictures"]["mcq"]["pictures"] == 3
+    rows = read_records(tmp_path/"out"/"answers.jsonl")
+    assert [(r["exam"], r["seen"]) for r in rows] == [("mcq", "picture")]*3 + [("mcq", "nothing")]*3

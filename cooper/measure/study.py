@@ -11,20 +11,20 @@ import numpy as np
 from fastcore.basics import patch
 from ..core import at_least, resolve, seed_for
 from .benchmarks import Table, benchmark
-from .protocols import OWNERS, Exam, open_exam, scene_exam, scores
+from .protocols import OWNERS, Exam, open_exam, options_of, pictures, read_rows, right_letter, scene_exam, scores
 from .records import Scored, paired, score
 from ..perceive.scenes import load_facts
 from ..reason.answers import Reading
 from ..reason.data import KINDS, place
 from ..reason.descriptions import FORMS, picture_words, worded
 from ..reason.hosted import Endpoint, Hosted, Reply, open_model
-from ..reason.prompting import SEEN, VARIANTS, Item, Job, answer_jobs, refusal, scene_shots, variant
+from ..reason.prompting import GRAPH_KINDS, SEEN, VARIANTS, Item, Job, Shot, answer_jobs, refusal, scene_shots, variant
 
 # %% auto #0
 __all__ = ['STUDY_HEADS', 'GRAPH_HEADS', 'TINTS', 'PUBLISHED', 'PUBLISHED_CLEVR', 'PUBLISHED_VSR', 'PUBLISHED_SAT', 'Bank',
            'prompt_item', 'constant_scores', 'exam_bank', 'scene_bank', 'clevr_bank', 'records_of', 'scored', 'Run',
-           'Study', 'study', 'helped', 'graph_counts', 'study_figure', 'study_plan', 'rule_reader', 'StudyParameters',
-           'study_banks', 'study_files', 'study_shots', 'study_models']
+           'Study', 'study', 'helped', 'graph_counts', 'study_figure', 'study_plan', 'rule_reader', 'read_shots',
+           'StudyParameters', 'study_banks', 'study_shots', 'study_files', 'study_pictures', 'study_models']
 
 # %% ../../nbs/48_study.ipynb #6d8cd710
 @dataclass(eq=False)
@@ -127,9 +127,19 @@ class Study:
     def rows(self) -> list: # of every record, scored, JSON-ready
         return [r | dict(benchmark=run.bank.name) for run in self.runs for r in run.scored.rows]
 
+def _bytes(p): return p if isinstance(p, bytes) else resolve(p).read_bytes() if hasattr(p, "__fspath__") else p.tobytes()
+
+def _strangers(bank, shots): # ValueError where an example shows a picture that is asked about: its graph would tell the answer
+    shown = {hashlib.sha256(_bytes(p)).digest(): s for s in shots for p in s.item.shown}
+    for i, item in zip(bank.exam.items, bank.items) if shown else ():
+        for p in item.shown:
+            s = shown.get(hashlib.sha256(_bytes(p)).digest())
+            if s is not None: raise ValueError(f"{bank.name}, question {i.id}: its picture is in an example ({s.item.name or s.item.question!r}); give examples with other pictures")
+
 def _jobs(asker, variants, banks, seen, shots): # [(bank, Job)], [what is left out]
     jobs, out = [], []
     for bank in banks:
+        _strangers(bank, shots)
         for v in (variant(n) if isinstance(n, str) else n for n in variants):
             for s in seen:
                 why = refusal(asker, v, bank.items, s, shots)
@@ -202,7 +212,7 @@ def helped(done: Study, before: str="picture", after: str="picture+words") -> Ta
     return Table(rows, columns, f"{after} less {before}", "In points, question by question. An interval that holds 0 shows no sure change.")
 
 # %% ../../nbs/48_study.ipynb #10211885
-GRAPH_HEADS = dict(benchmark="benchmark", model="model", mode="prompt · seen", n="n", json="JSON", repaired="repaired", cut="cut off", empty="empty", none="none", failed="no reply",
+GRAPH_HEADS = dict(benchmark="benchmark", model="model", mode="prompt · seen", n="n", json="JSON", repaired="repaired", cut="cut off", ambiguous="ambiguous", empty="empty", none="none", failed="no reply",
                    with_graph="right with one %", without="right without %")
 
 def graph_counts(rows: list) -> Table: # rows of a Study
@@ -212,9 +222,9 @@ def graph_counts(rows: list) -> Table: # rows of a Study
         mine = [r for r in rows if about(r) == key]
         mean = lambda rs: float(np.mean(judged)) if (judged := [r["scores"]["score"] for r in rs if r["scores"] is not None]) else None
         has = Counter(r["graph"] for r in mine)
-        lines.append(dict(zip(("benchmark", "model", "mode"), key)) | dict(n=len(mine), **{h: has[h] for h in ("json", "repaired", "cut", "empty", "none")}, failed=has[None],
-            with_graph=mean([r for r in mine if r["graph"] in ("json", "repaired", "cut")]), without=mean([r for r in mine if r["graph"] in ("empty", "none")])))
-    return Table(lines, GRAPH_HEADS, "Graphs", "Right with one, right without: accuracy over those questions. No reply: the call for the graph failed.")
+        lines.append(dict(zip(("benchmark", "model", "mode"), key)) | dict(n=len(mine), **{h: has[h] for h in GRAPH_KINDS}, failed=has[None],
+            with_graph=mean([r for r in mine if r["graph"] in ("json", "repaired", "cut")]), without=mean([r for r in mine if r["graph"] in ("ambiguous", "empty", "none")])))
+    return Table(lines, GRAPH_HEADS, "Graphs", "Right with one, right without: accuracy over those questions. Ambiguous: several that differ, and no word which counts. No reply: the call for the graph failed.")
 
 # %% ../../nbs/48_study.ipynb #fa2367fd
 TINTS = {"picture": "#4c72b0", "picture+words": "#55a868", "words": "#dd8452", "nothing": "#b0b0b0"}
@@ -310,7 +320,28 @@ def rule_reader(body: dict) -> str:
     return f"<answer>{next((m for m, c in marks.items() if c == said), said)}</answer>"
 
 # %% ../../nbs/48_study.ipynb #850368e6
+def read_shots(
+    path, # .jsonl .tsv .csv .json .parquet
+    images=None, # the folder that picture files are below; that of the file if None
+) -> list: # of Shot
+    "Worked examples of a file. ValueError names file, row and field."
+    rows = read_rows(path, ("question", "answer", "graph"))
+    root = resolve(images) if images is not None else rows[0].file.parent
+    return [_shot(r, root) for r in rows]
+
+def _shot(row, root):
+    graph, options = row["graph"] if row.has("graph") else None, options_of(row)
+    try: graph = json.loads(graph) if isinstance(graph, str) else graph
+    except ValueError: graph = None
+    if not isinstance(graph, (dict, list)) or not graph: raise row.fault("graph", "a scene graph as JSON: an object or a list, not empty")
+    found = pictures(row, root, {})
+    for p in found: p.open()
+    item = Item(row.text("question"), options, tuple(p.path or p.data for p in found), row.text("words", ""), row.at.rpartition("/")[2])
+    return Shot(item, json.dumps(graph, ensure_ascii=False), right_letter(row, options) if options else row.text("answer"))
+
+# %% ../../nbs/48_study.ipynb #dfe8cd2c
 _FILE = re.compile(r"([\w.-]+)=([^@]+)(?:@(.+))?")
+_HOSTED = re.compile(r"(?:([\w .()-]+)=)?([^@]+)@(\w+://.+)")
 
 @dataclass
 class StudyParameters:
@@ -322,10 +353,10 @@ class StudyParameters:
     form: str = "ordered" # of descriptions: a name of cooper.reason.descriptions.FORMS
     data: str = "data/scenes/test" # scenes of the benchmark 'scenes'
     clevr: tuple[str, ...] = () # NAME=SCENES.json@PICTURES: CLEVR's scene file and pictures, for descriptions in that benchmark
-    examples: str = "" # other scenes, for few-shot prompts
+    examples: str = "" # for few-shot prompts: a folder of other rendered scenes, or FILE or FILE@PICTURES as of `read_shots`
     questions: int = 60 # of each benchmark at most
     max_tokens: int = 1024 # of a reply
-    key: str = "OPENAI_API_KEY" # name of the environment variable that holds the key
+    key: str = "OPENAI_API_KEY" # name of the environment variable that holds the key; never the key itself
     price: list[float] = field(default_factory=list) # US dollars per million tokens, prompt and completion
     money: float = 0. # US dollars at most for each model, with all that earlier runs in `out` spent; 0: no limit
     tokens: int = 0 # likewise
@@ -340,12 +371,20 @@ class StudyParameters:
         bad += [f"'seen' has {s!r}; expected some of {', '.join(SEEN)}" for s in self.seen if s not in SEEN]
         bad += ["'models' is empty; expected at least one"] if not self.models else []
         if self.form not in FORMS: bad.append(f"'form' is {self.form!r}; expected one of {', '.join(FORMS)}")
-        bad += self._bad_files()
+        bad += self._bad_files() + self._bad_places()
         if self.price and len(self.price) != 2: bad.append(f"'price' has {len(self.price)} numbers; expected two, for prompt and completion")
         if self.money and not self.price: bad.append("'money' needs 'price', US dollars per million tokens")
         shots = [n for n in self.prompts if variant(n).style] # also refuses names that are none
-        if shots and not self.examples: bad.append(f"'examples' is missing: {', '.join(shots)} show examples; expected a folder of other scenes")
+        if shots and not self.examples: bad.append(f"'examples' is missing: {', '.join(shots)} show examples; expected a folder of other scenes, or a file of examples")
         if bad: raise ValueError("; ".join(bad))
+    def _bad_places(self): # before anything is written: what is no name or no address may be a secret, and is not shown
+        bad = []
+        for spec in self.models or ["m@https://host/v1"]:
+            m = _HOSTED.fullmatch(spec)
+            if not m and "://" in spec: bad.append("'models' has an address, and is not NAME@https://host/v1")
+            try: Endpoint(m[2], m[3], self.key) if m else Endpoint("m", key=self.key)
+            except ValueError as e: bad.append(str(e))
+        return list(dict.fromkeys(bad))
     def _bad_files(self):
         found = [b if b == "scenes" else (m := _FILE.fullmatch(b)) and m[1].lower() for b in self.benchmarks]
         bad = [f"'benchmarks' has {b!r}; expected scenes, or NAME=FILE with NAME one of {', '.join(OWNERS)}" for b, n in zip(self.benchmarks, found) if n != "scenes" and n not in OWNERS]
@@ -355,7 +394,7 @@ class StudyParameters:
             if not m or not m[3] or m[1].lower() not in found: bad.append(f"'clevr' has {c!r}; expected NAME=SCENES.json@PICTURES with the NAME of one of the benchmarks")
         return bad
 
-# %% ../../nbs/48_study.ipynb #dfe8cd2c
+# %% ../../nbs/48_study.ipynb #51aff621
 def study_banks(p: StudyParameters) -> list: # of Bank
     "The benchmarks of a study."
     clevr, banks = {m[1].lower(): (m[2], m[3]) for m in map(_FILE.fullmatch, p.clevr)}, []
@@ -366,17 +405,27 @@ def study_banks(p: StudyParameters) -> list: # of Bank
         banks.append(clevr_bank(exam, *clevr[name.lower()], p.form) if name.lower() in clevr else exam_bank(exam))
     return banks
 
-def study_files(p: StudyParameters) -> list: # of the paths that a study reads
-    "For the record of a run."
-    found = [m[2] for m in map(_FILE.fullmatch, [*p.benchmarks, *p.clevr]) if m]
-    return [*([p.data] if "scenes" in p.benchmarks else []), *found]
-
 def study_shots(p: StudyParameters) -> list: # of Shot
-    "Examples from other scenes, with the same form of words; none where no prompt shows any."
+    "The examples of a study, with words where they are known; none where `examples` names none."
     if not p.examples: return []
-    return scene_shots(load_facts(p.examples), resolve(p.examples), KINDS, p.seed, worded(p.examples, p.form))
+    path, _, images = p.examples.partition("@")
+    if not resolve(path).exists(): raise FileNotFoundError(f"'examples': {resolve(path)}: no such file or folder; expected a folder of rendered scenes, or a file of examples")
+    if resolve(path).is_file(): return read_shots(path, images or None)
+    return scene_shots(load_facts(path), resolve(path), KINDS, p.seed, worded(path, p.form))
 
-# %% ../../nbs/48_study.ipynb #19c61c82
+def study_files(p: StudyParameters) -> list: # of the files (and folders of scenes) that a study reads
+    "For the record of a run. Folders of pictures may be large: of them `study_pictures` tells what is shown."
+    found = [m[2] for m in map(_FILE.fullmatch, [*p.benchmarks, *p.clevr]) if m]
+    return [*([p.data] if "scenes" in p.benchmarks else []), *found, *([p.examples.partition("@")[0]] if p.examples else [])]
+
+def study_pictures(banks: list, shots=()) -> dict: # name -> dict(pictures=how many, sha256=of all of them in order)
+    "For the record of a run: the pictures that each benchmark, and the examples, show."
+    def told(items):
+        each = [hashlib.sha256(_bytes(p)).digest() for i in items for p in i.shown]
+        return dict(pictures=len(each), sha256=hashlib.sha256(b"".join(each)).hexdigest())
+    return {b.name: told(b.items) for b in banks} | ({"examples": told(s.item for s in shots)} if shots else {})
+
+# %% ../../nbs/48_study.ipynb #91471a97
 def study_models(p: StudyParameters, server=None) -> list: # of Asker
     "The models of a study. `server`: a `Rehearsal`, for the model of that name. ValueError where two have the same name."
     folder, device = f"{p.out}/replies", "cpu"
@@ -396,7 +445,7 @@ def study_models(p: StudyParameters, server=None) -> list: # of Asker
     if twice: raise ValueError(f"models: two are called {twice[0]!r}; write NAME=MODEL")
     return models
 
-# %% ../../nbs/48_study.ipynb #8817a065
+# %% ../../nbs/48_study.ipynb #8974eefe
 _N = dict(count=788, relation=650, depth=600, distance=600) # questions of CV-Bench
 PUBLISHED = [dict(model=m, prompt=p, count=a, relation=b, depth=c, distance=d, total=t, trusted=trusted) for m, p, a, b, c, d, t, trusted in (
     ("Qwen2.5-VL-7B", "zero-shot", 50.76, 63.23, 66.33, 64.67, 60.54, True), ("Qwen2.5-VL-7B", "scene graph", 64.21, 73.69, 66.17, 69.00, 68.08, True),

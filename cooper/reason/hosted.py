@@ -4,7 +4,7 @@
 
 # %% ../../nbs/23_hosted.ipynb #66039313
 from __future__ import annotations
-import base64, email.utils, fcntl, hashlib, io, json, math, os, random, re, sys, threading, time
+import asyncio, base64, email.utils, fcntl, hashlib, io, itertools, json, logging, math, os, random, re, sys, threading, time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -16,7 +16,7 @@ from ..core import NotBuilt, progress, read_jsonl, resolve, seed_for, write_json
 
 # %% auto #0
 __all__ = ['PASSING', 'FATAL', 'ENDED', 'turn', 'system', 'user', 'assistant', 'Chat', 'opened', 'picture_bytes', 'encoded',
-           'Reply', 'Endpoint', 'cost', 'estimate', 'content_key', 'Cache', 'Spent', 'Plan', 'Asker', 'say',
+           'Reply', 'Endpoint', 'cost', 'estimate', 'content_key', 'Cache', 'Loss', 'Spent', 'Plan', 'Asker', 'say',
            'HostedError', 'BudgetSpent', 'Fault', 'wait_hint', 'judged', 'read_reply', 'Hosted', 'Rehearsal', 'Job',
            'Harvest', 'weights_hash', 'Local', 'LocalCooper', 'open_model']
 
@@ -116,15 +116,16 @@ class Endpoint:
     price: tuple|None = None # US dollars per million tokens: (prompt, completion); None: not known
     batch_discount: float = 0.5 # what a token in a batch costs relative to that
     concurrency: int = 8 # requests at once
-    timeout: float = 120. # seconds for one request
+    timeout: float = 120. # seconds for one sending, from the first byte to the last; files of batches have all the patience
     attempts: int = 8 # times one request is sent
-    patience: float = 600. # seconds for one request with all its repetitions
+    patience: float = 600. # seconds for one request with all its repetitions and waits
     first_wait: float = 1. # seconds before the first repetition; doubles each time
     picture_tokens: int = 1100 # what a picture is taken for in estimates
     limit: str = "max_tokens" # name of the field; newer hosted models want 'max_completion_tokens'
     extra: dict = field(default_factory=dict) # further fields of each request
     def __post_init__(self):
-        if self.key and not re.fullmatch(r"[A-Za-z_]\w{0,63}", self.key): # a key itself has dashes; it must not be shown
+        likely = len(self.key) >= 20 and re.search("[a-z]", self.key) and re.search(r"\d", self.key) and self.key not in os.environ # a key itself, then: it must not be shown
+        if likely or self.key and not re.fullmatch(r"[A-Za-z_]\w{0,63}", self.key):
             raise ValueError("Endpoint: 'key' is not the name of an environment variable; expected a name such as OPENAI_API_KEY, never the key itself")
         at = urlsplit(self.base_url)
         if at.scheme not in ("http", "https") or not at.hostname: raise ValueError("Endpoint: 'base_url' is no address; expected one such as https://host/v1")
@@ -182,17 +183,39 @@ class Cache:
         with write_whole(self.path(key)) as aside: aside.write_text(json.dumps(row, ensure_ascii=False, indent=1), encoding="utf-8")
     def all(self): # every reply
         return [self._read(p) for p in sorted(self.folder.glob("??/*.json"))]
+    def losses(self) -> dict: # name -> what it says of sendings that were not seen whole
+        found = {}
+        for p in sorted((self.folder/"lost").glob("*.json")):
+            try: found[p.stem] = json.loads(p.read_text(encoding="utf-8"))
+            except FileNotFoundError: pass # another process has just seen the answer
+            except ValueError as e: raise ValueError(f"{p}: is no JSON ({e}); it tells what a request may have cost") from None
+        return found
+    def lose(self, name: str, loss: dict|None): # None: nothing is lost any more
+        path = self.folder/"lost"/f"{name}.json"
+        if loss is None: path.unlink(missing_ok=True); return
+        with write_whole(path) as aside: aside.write_text(json.dumps(loss), encoding="utf-8")
 
 # %% ../../nbs/23_hosted.ipynb #a8426807
+@dataclass
+class Loss:
+    "Sendings whose answer was not seen whole, and what they cost: as far as that was read, and at most."
+    times: int = 0
+    prompt_tokens: int = 0 # that could be read
+    completion_tokens: int = 0
+    money: float = 0.
+    feared_tokens: int = 0 # of those where nothing could be read
+    feared_money: float = 0.
+    def __add__(self, other): return Loss(**{k: v + getattr(other, k) for k, v in asdict(self).items()})
+
 @dataclass
 class Spent:
     "What a folder of replies has cost."
     replies: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    money: float = 0. # US dollars, of the replies whose cost is known
+    money: float = 0. # US dollars that are known to be spent: what follows may come to it
     unpriced: int = 0 # replies whose cost is not known: no price was given, or the server did not count tokens
-    lost: int = 0 # requests of this session whose answer never came whole: they may have been billed
+    lost: int = 0 # sendings whose answer never came whole: they may have been billed
     feared_tokens: int = 0 # at most, for what is not known of all these
     feared_money: float = 0.
     @property
@@ -204,6 +227,10 @@ class Spent:
         self.money += reply.money or 0.
         self.unpriced += reply.money is None
         return self.fear(*reply.feared)
+    def lose(self, loss: Loss):
+        self.lost += loss.times
+        self.prompt_tokens, self.completion_tokens, self.money = self.prompt_tokens + loss.prompt_tokens, self.completion_tokens + loss.completion_tokens, self.money + loss.money
+        return self.fear(loss.feared_tokens, loss.feared_money)
     def fear(self, tokens: int, money: float):
         self.feared_tokens, self.feared_money = self.feared_tokens + tokens, self.feared_money + money
         return self
@@ -263,6 +290,7 @@ def spent(self: Asker) -> Spent:
         if self._known is None:
             self._known = Spent()
             for reply in self.cache.all() if self.cache is not None else (): self._known.add(reply)
+            for row in self.cache.losses().values() if self.cache is not None else (): self._known.lose(Loss(**row))
         return self._known
 
 @patch
@@ -331,6 +359,7 @@ class Fault:
     hold: bool = False # should all others wait too?
     hint: float|None = None # seconds the server wants us to wait
     lost: bool = False # may the server have done (and billed) the work?
+    billed: tuple|None = None # prompt and completion tokens, where it says what it billed
 
 # %% ../../nbs/23_hosted.ipynb #39926508
 _SPAN = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
@@ -363,19 +392,28 @@ def _complaint(body): # the words of an error, wherever they stand
     if isinstance(error, dict): return str(error.get("message") or error), str(error.get("code") or error.get("type") or "")
     return str(error or body), ""
 
+def _tokens(usage, name): # a whole number, or None
+    n = usage.get(name) if isinstance(usage, dict) else None
+    return int(n) if isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) and n >= 0 else None
+
+def _billed(body): # what an answer without a message cost, where it says so
+    found = tuple(_tokens(body.get("usage"), k) for k in ("prompt_tokens", "completion_tokens"))
+    return None if None in found else found
+
 def judged(status: int, headers, text: str) -> dict|Fault:
     "The JSON of an answer, or what is wrong with it. An 'error' that is null is no error."
     if status == 200:
         body = _object(text)
         if isinstance(body, Fault) or not body.get("error"): return body # null, {} and "" are no errors
         what, code = _complaint(body)
-        return Fault(f"answered 200 with an error: {what}", again=code not in ("400", "invalid_request_error", "content_filter"), lost=True)
+        return Fault(f"answered 200 with an error: {what}", again=code not in ("400", "invalid_request_error", "content_filter"), lost=True, billed=_billed(body))
     try: body = json.loads(text)
     except (ValueError, RecursionError): body = re.sub(r"<[^>]*>|\s+", " ", text).strip()
     what, code = _complaint(body)
     broke = "insufficient_quota" in code or status == 402
     fatal = status in FATAL or broke
-    return Fault(f"answered {status}: {what}", again=status in PASSING and not fatal, fatal=fatal, hold=status in (429, 503, 529), hint=wait_hint(headers))
+    return Fault(f"answered {status}: {what}", again=status in PASSING and not fatal, fatal=fatal, hold=status in (429, 503, 529), hint=wait_hint(headers),
+                 lost=status in (504, 524)) # a gateway gave up waiting: the model behind it may have answered
 
 # %% ../../nbs/23_hosted.ipynb #55b9fd33
 def _joined(content): # words of a message: a string, or parts
@@ -383,16 +421,12 @@ def _joined(content): # words of a message: a string, or parts
     if isinstance(content, dict): return _joined(content.get("text") or content.get("value")) # a part, or a text that is an object
     return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(content, str) else "" # half an emoji at the limit of tokens
 
-def _tokens(usage, name): # a whole number, or None
-    n = usage.get(name) if isinstance(usage, dict) else None
-    return int(n) if isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) and n >= 0 else None
-
 def read_reply(body: dict, endpoint: Endpoint, batch: bool=False) -> Reply|Fault:
     "The reply in an answer of /chat/completions."
     choices = body.get("choices")
     message = choices[0].get("message") if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
-    if not isinstance(message, dict): return Fault(f"answered 200 without a message: {json.dumps(body)}", lost=True)
-    if choices[0].get("error"): return Fault(f"broke off with an error: {_complaint(choices[0])[0]}", lost=True)
+    if not isinstance(message, dict): return Fault(f"answered 200 without a message: {json.dumps(body)}", lost=True, billed=_billed(body))
+    if choices[0].get("error"): return Fault(f"broke off with an error: {_complaint(choices[0])[0]}", lost=True, billed=_billed(body))
     n_in, n_out = (_tokens(body.get("usage"), k) for k in ("prompt_tokens", "completion_tokens"))
     return Reply(_joined(message.get("content")) or _joined(message.get("refusal")), _joined(choices[0].get("finish_reason")), n_in, n_out, cost(endpoint, n_in, n_out, batch),
                  model=_joined(body.get("model")), thought=_joined(message.get("reasoning_content") or message.get("reasoning")), batch=batch)
@@ -432,25 +466,66 @@ def clean(self: Hosted, value):
     if isinstance(value, str): return value.replace(key, "[key]") if len(key) > 7 else value # 'EMPTY' and the like are no secrets, and words of replies
     return type(value)(**{k: self.clean(v) if isinstance(v, str) else v for k, v in asdict(value).items()})
 
-@patch(as_prop=True)
-def http(self: Hosted): # httpx.Client: threads may share it
-    import httpx
-    with self._lock:
-        if self._client is None:
-            here = urlsplit(self.endpoint.base_url).hostname in ("localhost", "127.0.0.1", "::1") # a proxy cannot reach this machine for us
-            limits = httpx.Limits(max_connections=self.endpoint.concurrency)
-            self._client = httpx.Client(timeout=self.endpoint.timeout, limits=limits, trust_env=not here, follow_redirects=False) # a redirect would carry the key elsewhere
-        return self._client
+class _Redact(logging.Filter): # a server may repeat the key in a header, and the libraries below log headers
+    names = set() # of environment variables
+    def filter(self, record):
+        said = clean = record.getMessage()
+        for name in self.names:
+            if len(key := os.environ.get(name, "").strip()) > 7: clean = clean.replace(key, "[key]")
+        if clean != said: record.msg, record.args = clean, ()
+        return True
+
+_REDACT = _Redact()
+
+def _hush(name): # the logs of the libraries below
+    _REDACT.names.add(name)
+    for log in ("httpx", *(f"httpcore.{x}" for x in ("connection", "http11", "http2", "proxy", "socks"))): logging.getLogger(log).addFilter(_REDACT)
 
 # %% ../../nbs/23_hosted.ipynb #61a5ac07
-@patch
-def _send(self: Hosted, method, path, **options): # (status, headers, text) or a Fault
+_LOOPS, _LOOPS_LOCK = {}, threading.Lock()
+
+def _loop(): # of this process
+    with _LOOPS_LOCK:
+        loop = _LOOPS.get(os.getpid())
+        if loop is None:
+            loop = _LOOPS[os.getpid()] = asyncio.new_event_loop()
+            threading.Thread(target=loop.run_forever, name="cooper.reason.hosted", daemon=True).start()
+        return loop
+
+@patch(as_prop=True)
+def http(self: Hosted): # httpx.AsyncClient
     import httpx
-    key = self.secret()
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    try: r = self.http.request(method, self.endpoint.base_url.rstrip("/") + path, headers=headers, **options)
+    with self._lock:
+        if self._client is None or self._client[0] != os.getpid():
+            here = urlsplit(self.endpoint.base_url).hostname in ("localhost", "127.0.0.1", "::1") # a proxy cannot reach this machine for us
+            limits = httpx.Limits(max_connections=self.endpoint.concurrency)
+            client = httpx.AsyncClient(timeout=self.endpoint.timeout, limits=limits, trust_env=not here, follow_redirects=False) # a redirect would carry the key elsewhere
+            if self.endpoint.key: _hush(self.endpoint.key)
+            self._client = os.getpid(), client
+        return self._client[1]
+
+@patch
+def _signed(self: Hosted, request): # the key stands in the request only, and in no variable that a traceback could show
+    if self.endpoint.key: request.headers["Authorization"] = f"Bearer {self.secret()}"
+    return request
+
+# %% ../../nbs/23_hosted.ipynb #0d5dbce1
+@patch
+def _send(self: Hosted, method, path, within=None, **options): # (status, headers, text) or a Fault, after so many seconds at most
+    import httpx
+    self.secret() # before anything is sent
+    within, sent = within or self.endpoint.timeout, []
+    async def trace(event, info):
+        if event.endswith("send_request_headers.started"): sent.append(event)
+    async def exchanged():
+        async with asyncio.timeout(within):
+            return await self.http.request(method, self.endpoint.base_url.rstrip("/") + path, auth=self._signed, extensions=dict(trace=trace), **options)
+    waits = asyncio.run_coroutine_threadsafe(exchanged(), _loop())
+    try: r = waits.result(within + 5)
+    except TimeoutError: return Fault(f"took longer than {within:.3g} s", lost=bool(sent))
     except (httpx.ConnectError, httpx.ConnectTimeout) as e: return Fault(f"cannot be reached ({type(e).__name__})") # nothing was sent
-    except (httpx.TransportError, httpx.DecodingError) as e: return Fault(f"broke off ({type(e).__name__})", lost=True)
+    except (httpx.TransportError, httpx.DecodingError, OSError) as e: return Fault(f"broke off ({type(e).__name__})", lost=bool(sent))
+    finally: waits.cancel() # of no use once it is done
     return r.status_code, {k.lower(): v for k, v in r.headers.items()}, self.clean(r.content.decode("utf-8-sig", "replace")) # JSON is UTF-8, whatever the header says
 
 @patch
@@ -463,35 +538,57 @@ def _pause(self: Hosted, seconds): # False: we were told to stop
     return not self._stop.wait(max(0., seconds))
 
 @patch
-def exchange(self: Hosted, method: str, path: str, read=lambda text: judged(200, {}, text), seed: str="", fear=None, **options) -> tuple: # (what `read` made of the text, tries)
-    "One request with its repetitions. HostedError when it is given up, and why."
+def exchange(self: Hosted, method: str, path: str, read=lambda text: judged(200, {}, text), seed: str="", note=lambda billed, over: None, long: bool=False, **options) -> tuple: # (what `read` made of the text, tries)
+    """One request with its repetitions. HostedError when it is given up, and why.
+
+    `note(billed, over)` is called before each sending (over is '') and after one that failed: over is 'free', or 'lost' if it may have been billed.
+    `long`: one sending may take all the patience."""
     start, e = time.monotonic(), self.endpoint
+    left = lambda: e.patience - (time.monotonic() - start)
     for tries in range(1, e.attempts + 1):
-        if not self._pause(self._not_before - time.monotonic()): raise HostedError("stopped", tries=tries - 1)
-        sent = self._send(method, path, **options)
+        hold = self._not_before - time.monotonic()
+        if hold >= left(): raise HostedError(f"{e.place}: others were told to wait, {hold:.0f} s more, and the patience of {e.patience:.3g} s is over", tries=tries - 1)
+        if not self._pause(hold): raise HostedError("stopped", tries=tries - 1)
+        note(None, "")
+        sent = self._send(method, path, max(.001, left() if long else min(e.timeout, left())), **options)
         got = sent if isinstance(sent, Fault) else read(sent[2]) if sent[0] == 200 else judged(*sent)
         if not isinstance(got, Fault): return got, tries
-        if got.lost and fear is not None: self._lose(*fear)
+        note(got.billed, "lost" if got.lost else "free")
         pause = got.hint if got.hint is not None else min(60., e.first_wait*2**(tries - 1))*(.5 + random.Random(seed_for(seed, path, tries)).random()/2)
-        late = time.monotonic() - start + pause > e.patience
+        late = pause >= left()
         if not got.again or tries == e.attempts or late:
-            why = f"; it wants {pause:.0f} s of waiting, more than the patience of {e.patience:.0f} s allows" if got.again and late else ""
+            why = f"; it wants {pause:.0f} s of waiting, more than the patience of {e.patience:.3g} s allows" if got.again and late else ""
             raise HostedError(f"{e.place}: {self._told(got.what)}" + why, got.fatal, tries)
         if got.hold: self._not_before = max(self._not_before, time.monotonic() + pause)
         elif not self._pause(pause): raise HostedError("stopped", tries=tries)
 
+_NOTES = itertools.count()
+
 @patch
-def _lose(self: Hosted, tokens, money): # what was sent may have been billed
-    with self._lock:
-        self.spent.lost += 1
-        self.spent.fear(tokens, money)
+def _loss(self: Hosted, fear, billed, batch=False) -> Loss: # of one sending
+    if billed is None: return Loss(1, feared_tokens=fear[0], feared_money=fear[1])
+    return Loss(1, *billed, cost(self.endpoint, *billed, batch) or 0.)
+
+@patch
+def _noted(self: Hosted, key, fear): # -> note: what one request has lost, with the sending that is under way
+    name, lost = f"{key}-{os.getpid()}-{next(_NOTES)}", Loss()
+    def note(billed, over):
+        nonlocal lost
+        if over == "lost":
+            one = self._loss(fear, billed)
+            lost += one
+            with self._lock: self.spent.lose(one)
+        if self.cache is None: return
+        now = lost if over else lost + self._loss(fear, None)
+        self.cache.lose(name, asdict(now) if now.times else None)
+    return note
 
 @patch
 def _feared(self: Hosted, chat, batch=False): # tokens and dollars at most
     n_in, n_out, money = self.worst(chat)
     return n_in + n_out, (money or 0.)*(self.endpoint.batch_discount if batch else 1)
 
-# %% ../../nbs/23_hosted.ipynb #cbad290b
+# %% ../../nbs/23_hosted.ipynb #a2638f14
 @patch
 def _reserve(self: Hosted, chat, sign=1): # hold what a request may cost; BudgetSpent where it does not fit
     n_in, n_out, money = self.worst(chat)
@@ -517,11 +614,12 @@ def _one(self: Hosted, key, chat):
     if self._stop.is_set(): return None
     start, e = time.monotonic(), self.endpoint
     self._reserve(chat)
+    note = self._noted(key, self._feared(chat))
     try:
         def read(text):
             body = judged(200, {}, text)
             return body if isinstance(body, Fault) else read_reply(body, e)
-        reply, tries = self.exchange("POST", "/chat/completions", read, key, self._feared(chat), json=self.body(chat))
+        reply, tries = self.exchange("POST", "/chat/completions", read, key, note, json=self.body(chat))
         reply = self.clean(self._unsure(reply, chat))
         reply.tries, reply.seconds = tries, round(time.monotonic() - start, 3)
     except HostedError as error:
@@ -529,14 +627,19 @@ def _one(self: Hosted, key, chat):
         reply = Reply(error=str(error), tries=error.tries, seconds=round(time.monotonic() - start, 3))
     finally: self._reserve(chat, -1)
     self.keep(key, chat, reply)
+    if reply.text is not None: note(None, "seen") # only now: killed before, it is lost
     return reply
 
-# %% ../../nbs/23_hosted.ipynb #a2638f14
+# %% ../../nbs/23_hosted.ipynb #fe33469d
 @patch
 def fresh(self: Hosted, todo: dict, got) -> dict:
     "Answers for what is not known; raises what no other request could get around, after those under way have come home."
     self.secret() # before anything starts
+    if twice := [j for j in self.jobs() if not j.closed and todo.keys() & set(j.keys)]:
+        raise RuntimeError(f"{self.name}: some of these are under way in batches and would be paid twice ({', '.join(j.batch_id or j.tag for j in twice)}); `batch` goes on with them. "
+                           f"To ask them all the same, delete {', '.join(f'{j.tag}.jsonl' for j in twice)} in {self.cache.folder/'batches'}")
     self._stop.clear()
+    self._reserved = list(self._ordered())
     waiting, under_way, done, trouble = list(todo.items())[::-1], {}, {}, None
     with ThreadPoolExecutor(self.endpoint.concurrency) as pool:
         try:
@@ -553,12 +656,12 @@ def fresh(self: Hosted, todo: dict, got) -> dict:
     if trouble is not None: raise trouble
     return done
 
-# %% ../../nbs/23_hosted.ipynb #9bc1fc73
+# %% ../../nbs/23_hosted.ipynb #c9c7a49b
 class Rehearsal:
     "A small OpenAI-compatible server on this machine that answers by a function: for studies without a key, and for tests."
     def __init__(self,
         answer, # body of a request -> words, or a whole answer as a dict
-        fault=lambda n, body: None, # number of the request and its body -> None, (status, headers, text) or 'reset'
+        fault=lambda n, body: None, # number of the request and its body -> None, (status, headers, text), 'reset' or 'drip'
         batch_status=lambda n: "completed", # number of times this batch was looked at -> its status
         batch_lines=lambda lines: lines, # lines of an output file (bytes) -> what is given out
         path: str="/v1",
@@ -581,9 +684,9 @@ class Rehearsal:
         return dict(id="rehearsal", object="chat.completion", model=body["model"], usage=dict(prompt_tokens=n_in, completion_tokens=n_out),
                     choices=[dict(index=0, finish_reason="stop", message=dict(role="assistant", content=said))])
 
-# %% ../../nbs/23_hosted.ipynb #2b0dc6c3
+# %% ../../nbs/23_hosted.ipynb #add7f56a
 @patch
-def reply_to(self: Rehearsal, method, path, headers, data) -> tuple: # (status, headers, text or bytes) or 'reset'
+def reply_to(self: Rehearsal, method, path, headers, data) -> tuple: # (status, headers, text or bytes), 'reset' or 'drip'
     "What the server says."
     if (method, path) == ("POST", "/chat/completions"):
         body = json.loads(data)
@@ -604,7 +707,7 @@ def _upload(self: Rehearsal, headers, data):
     self.files[name] = part.partition(b"\r\n\r\n")[2].removesuffix(b"\r\n")
     return 200, {}, json.dumps(dict(id=name, object="file", bytes=len(self.files[name])))
 
-# %% ../../nbs/23_hosted.ipynb #6e16bbf5
+# %% ../../nbs/23_hosted.ipynb #0b2ba1fa
 @patch
 def _create(self: Rehearsal, order):
     name = f"batch-{len(self.batches)}"
@@ -632,7 +735,7 @@ def _work(self: Rehearsal, b): # answers every line
     b["output_file_id"] = f"out-{b['id']}"
     self.files[b["output_file_id"]] = b"\n".join(self.batch_lines(lines))
 
-# %% ../../nbs/23_hosted.ipynb #1f216bf3
+# %% ../../nbs/23_hosted.ipynb #cf499b72
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def log_message(self, *_): pass
@@ -642,6 +745,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.house.calls.append((self.command, path, headers))
         said = self.house.reply_to(self.command, path, headers, data)
         if said == "reset": return self._break()
+        if said == "drip": return self._drip()
         status, more, text = said
         text = text.encode() if isinstance(text, str) else text
         self.send_response(status)
@@ -652,9 +756,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(200); self.send_header("content-length", "1000"); self.end_headers()
         self.wfile.write(b'{"choices": [{"mess')
         self.close_connection = True
+    def _drip(self):
+        self.send_response(200); self.send_header("content-length", "1000000"); self.end_headers()
+        self.close_connection = True
+        try:
+            while True: self.wfile.write(b" "); time.sleep(.05)
+        except OSError: pass # nobody waits any longer
     do_GET = do_POST = _serve
 
-# %% ../../nbs/23_hosted.ipynb #add7f56a
+# %% ../../nbs/23_hosted.ipynb #f5712e32
 ENDED = ("completed", "failed", "expired", "cancelled")
 
 @dataclass
@@ -667,16 +777,23 @@ class Job:
     status: str = "new"
     closed: bool = False # is everything in it noted?
     when: float = 0. # seconds since 1970, when it was begun
+    worst: list = field(default_factory=list) # tokens and US dollars at most, of each key
 
 @patch
 def jobs(self: Hosted) -> list: # of `Job`
     "The batches of this folder, in the order in which they were begun; finished ones too."
+    if self.cache is None: return []
     return sorted((Job(**row) for p in (self.cache.folder/"batches").glob("*.jsonl") for row in read_jsonl(p)), key=lambda j: j.when)
 
 @patch
-def _note(self: Hosted, job): write_jsonl(self.cache.folder/"batches"/f"{job.tag}.jsonl", [asdict(job)])
+def _note(self: Hosted, job): write_jsonl(self.cache.folder/"batches"/f"{job.tag}.jsonl", [asdict(self.clean(job))])
 
-# %% ../../nbs/23_hosted.ipynb #0b2ba1fa
+@patch
+def _ordered(self: Hosted) -> tuple: # tokens and US dollars at most, of batches under way
+    under_way = [w for j in self.jobs() if not j.closed for w in j.worst]
+    return sum(w[0] for w in under_way), sum(w[1] for w in under_way)
+
+# %% ../../nbs/23_hosted.ipynb #e86a1151
 @patch
 def _parts(self: Hosted, todo, lines, size): # {key: chat} cut into files of lines: [(keys, bytes)]
     keys, data = [], []
@@ -690,17 +807,17 @@ def _parts(self: Hosted, todo, lines, size): # {key: chat} cut into files of lin
     if keys: yield keys, b"".join(data)
 
 @patch
-def _order(self: Hosted, keys, data):
+def _order(self: Hosted, keys, data, chats):
     "Uploads lines and orders a batch of them."
-    job = Job(hashlib.sha256(f"{time.time_ns()} {os.getpid()} {keys}".encode()).hexdigest()[:16], list(keys), when=time.time())
+    job = Job(hashlib.sha256(f"{time.time_ns()} {os.getpid()} {keys}".encode()).hexdigest()[:16], list(keys), when=time.time(), worst=[self._feared(chats[k], True) for k in keys])
     self._note(job)
-    sent, _ = self.exchange("POST", "/files", files=dict(file=(f"{job.tag}.jsonl", data, "application/jsonl")), data=dict(purpose="batch"))
+    sent, _ = self.exchange("POST", "/files", long=True, files=dict(file=(f"{job.tag}.jsonl", data, "application/jsonl")), data=dict(purpose="batch"))
     if not isinstance(sent.get("id"), str): raise HostedError(f"{self.endpoint.place}: took a file and gave no id for it: {self._told(json.dumps(sent))}", True)
     job.file_id = sent["id"]
     self._note(job)
     return self._create(job)
 
-# %% ../../nbs/23_hosted.ipynb #cf499b72
+# %% ../../nbs/23_hosted.ipynb #e36e91ab
 @patch
 def _create(self: Hosted, job):
     "Orders the batch of an uploaded file, once: after a doubt it looks whether the order arrived."
@@ -732,20 +849,22 @@ def _by_tag(self: Hosted, job): # the batch of this job, if the server has it
         if not page.get("has_more") or not rows: return None
         after = f"&after={rows[-1]['id']}"
 
-# %% ../../nbs/23_hosted.ipynb #f5712e32
+# %% ../../nbs/23_hosted.ipynb #df53d107
 @dataclass
 class Harvest:
     "What the files of a batch held."
     good: dict = field(default_factory=dict) # key -> Reply
     bad: dict = field(default_factory=dict) # key -> what is wrong
+    billed: dict = field(default_factory=dict) # key -> tokens, or None: billed, though there is no reply to read
     broken: int = 0 # lines that are no JSON object, or cut off
+    nameless: int = 0 # of them, those that do not say whose they are
     foreign: int = 0 # lines with an id that was not asked for
     doubles: int = 0
     refused: set = field(default_factory=set) # keys that would fail again
     def line(self, raw: bytes, keys: set, endpoint: Endpoint):
         try: row = json.loads(raw)
         except (ValueError, RecursionError): row = None
-        if not isinstance(row, dict): self.broken += 1; return
+        if not isinstance(row, dict): return self._half(raw, keys)
         key = row.get("custom_id")
         if not isinstance(key, str) or key not in keys: self.foreign += 1; return
         said = self._said(row, endpoint)
@@ -753,7 +872,14 @@ class Harvest:
         elif isinstance(said, Reply): self.good[key] = said; self.bad.pop(key, None); self.refused.discard(key)
         else:
             self.bad[key] = said.what
+            if said.lost: self.billed[key] = said.billed or self.billed.get(key)
             if not said.again: self.refused.add(key)
+    def _half(self, raw, keys): # a line that was cut
+        self.broken += 1
+        name, used = re.search(rb'"custom_id"\s*:\s*"([^"\\]+)"', raw), [re.search(rb'"%s_tokens"\s*:\s*(\d+)\s*[,}]' % k, raw) for k in (b"prompt", b"completion")]
+        key = name and name[1].decode(errors="replace")
+        if key in keys: self.billed[key] = tuple(int(m[1]) for m in used) if all(used) else self.billed.get(key)
+        else: self.nameless += b'"custom_id"' not in raw
     def _said(self, row, endpoint):
         response = row.get("response")
         if row.get("error") or not isinstance(response, dict):
@@ -764,16 +890,35 @@ class Harvest:
         body = judged(status if isinstance(status, int) else 200, {}, body if isinstance(body, str) else json.dumps(body))
         return body if isinstance(body, Fault) else read_reply(body, endpoint, batch=True)
 
-# %% ../../nbs/23_hosted.ipynb #e36e91ab
+# %% ../../nbs/23_hosted.ipynb #2cfd9bc2
 @patch
 def _lines(self: Hosted, file_id): # of a file; fetched again where its last line is cut off
+    def read(text): # a page of HTML, or an error, is no file: to take it for one would order all its questions again
+        if text.strip() and not re.search(r"^\s*\{", text, re.M): return Fault(f"gave {text[:200]!r} for a file of lines")
+        try: whole = json.loads(text)
+        except (ValueError, RecursionError): return text
+        return judged(200, {}, text) if isinstance(whole, dict) and whole.get("error") and "custom_id" not in whole else text
     for tries in range(3):
-        text, _ = self.exchange("GET", f"/files/{file_id}/content", read=lambda text: text)
+        text, _ = self.exchange("GET", f"/files/{file_id}/content", read=read, long=True)
         lines = [l for l in text.split("\n") if l.strip()]
         try: lines and json.loads(lines[-1])
         except (ValueError, RecursionError): self._pause(self.endpoint.first_wait); continue
         break
     return [l.encode() for l in lines]
+
+@patch
+def _forgo(self: Hosted, job, seen, harvest): # notes what a batch billed and nobody can read
+    fears, spent = dict(zip(job.keys, job.worst)), self.spent
+    lost = [self._loss(fears.get(k, (0, 0.)), used, True) for k, used in harvest.billed.items() if k not in harvest.good]
+    silent = sorted((fears.get(k, (0, 0.)) for k in job.keys if k not in harvest.good.keys() | harvest.bad.keys() | harvest.billed.keys()), key=lambda w: w[::-1], reverse=True)
+    counts = seen.get("request_counts") if isinstance(seen.get("request_counts"), dict) else {}
+    done = _tokens(counts, "completed") # how many the server says it answered; else all of a completed batch may have been
+    missing = done - len(harvest.good) - len(lost) if done is not None and done >= len(harvest.good) else len(silent) if job.status == "completed" else harvest.nameless
+    lost += [self._loss(w, None) for w in silent[:max(0, missing)]]
+    if not lost or job.tag in self.cache.losses(): return # the second time after a kill
+    total = sum(lost, Loss())
+    self.cache.lose(job.tag, asdict(total))
+    with self._lock: spent.lose(total)
 
 @patch
 def _collect(self: Hosted, job, seen: dict, chats: dict) -> Harvest:
@@ -784,6 +929,7 @@ def _collect(self: Hosted, job, seen: dict, chats: dict) -> Harvest:
     for key, reply in harvest.good.items():
         if key in chats: reply = self._unsure(reply, chats[key])
         if self._find(key) is None: self.keep(key, chats.get(key), self.clean(reply))
+    self._forgo(job, seen, harvest)
     if job.status in ("failed", "cancelled"): # it would fail again; and who cancelled it does not want it sent once more
         errors = ((seen.get("errors") or {}).get("data") or []) if isinstance(seen.get("errors"), dict) else []
         why = "; ".join(str(e.get("message")) for e in errors[:3] if isinstance(e, dict)) or "no reason is given"
@@ -793,7 +939,7 @@ def _collect(self: Hosted, job, seen: dict, chats: dict) -> Harvest:
     self._note(job)
     return harvest
 
-# %% ../../nbs/23_hosted.ipynb #08bf54be
+# %% ../../nbs/23_hosted.ipynb #1155f5cf
 @patch
 def _look(self: Hosted, job) -> dict:
     "How a batch stands; its number is found again where a kill came between ordering it and noting it."
@@ -818,11 +964,11 @@ def _await(self: Hosted, jobs, chats, poll, until) -> list: # harvests
             if seen.get("status") == "lost": job.closed = True; self._note(job); jobs.remove(job)
             elif seen.get("status") in ENDED and not (early and empty[job.tag] < 3): harvests.append(self._collect(job, seen, chats)); jobs.remove(job)
         if jobs and time.monotonic() + poll > until:
-            raise TimeoutError(f"{self.name}: {len(jobs)} batches are not done ({', '.join(f'{j.batch_id} {j.status}' for j in jobs)}); run again to go on with them")
+            raise TimeoutError(f"{self.name}: {len(jobs)} batches are not done ({self.clean(', '.join(f'{j.batch_id} {j.status}' for j in jobs))}); run again to go on with them")
         if jobs and not self._pause(poll): raise HostedError("stopped")
     return harvests
 
-# %% ../../nbs/23_hosted.ipynb #df53d107
+# %% ../../nbs/23_hosted.ipynb #e5fc0353
 @patch
 @contextmanager
 def _alone(self: Hosted): # two processes would order the same questions, and pay twice
@@ -853,14 +999,15 @@ def batch(self: Hosted, chats: list,
     final = {k: self._find(k) or Reply(error=bad.get(k, f"no line of {rounds} batches answers it"), batch=True) for k in todo}
     return [known.get(k) or final[k] for k in keys]
 
-# %% ../../nbs/23_hosted.ipynb #f7ba5b6f
+# %% ../../nbs/23_hosted.ipynb #8c2511ab
 @patch
 def _afford(self: Hosted, chats): # BudgetSpent before anything is ordered: a batch cannot be stopped half-way
     plan, now = [self.worst(c) for c in chats], self.spent
-    tokens, money = sum(w[0] + w[1] for w in plan), sum(w[2] or 0. for w in plan)*self.endpoint.batch_discount
+    under_way = self._ordered()
+    tokens, money = sum(w[0] + w[1] for w in plan) + under_way[0], sum(w[2] or 0. for w in plan)*self.endpoint.batch_discount + under_way[1]
     left_tokens, left_money = (limit and limit - spent for limit, spent in ((self.tokens, now.tokens + now.feared_tokens), (self.money, now.money + now.feared_money)))
-    if self.tokens is not None and tokens > left_tokens: raise BudgetSpent(f"{self.name}: the batch may need {tokens} tokens, {left_tokens} are left")
-    if self.money is not None and money > left_money: raise BudgetSpent(f"{self.name}: the batch may cost ${money:.4f}, ${left_money:.4f} are left")
+    if self.tokens is not None and tokens > left_tokens: raise BudgetSpent(f"{self.name}: the batch (with those under way) may need {tokens} tokens, {left_tokens} are left")
+    if self.money is not None and money > left_money: raise BudgetSpent(f"{self.name}: the batch (with those under way) may cost ${money:.4f}, ${left_money:.4f} are left")
 
 @patch
 def _rounds(self: Hosted, todo, poll, until, rounds, lines, size) -> dict: # key -> what is wrong
@@ -870,14 +1017,14 @@ def _rounds(self: Hosted, todo, poll, until, rounds, lines, size) -> dict: # key
         under_way = {k for j in jobs for k in j.keys}
         new = {k: c for k, c in todo.items() if k not in under_way | refused and self._find(k) is None}
         if new: self._afford(new.values())
-        jobs += [self._order(*part) for part in self._parts(new, lines, size)]
+        jobs += [self._order(*part, new) for part in self._parts(new, lines, size)]
         for h in self._await(jobs, todo, poll, until):
             bad |= h.bad; refused |= h.refused
             if h.broken or h.foreign or h.doubles: say(f"{self.name}: a batch had {h.broken} broken, {h.foreign} foreign and {h.doubles} double lines")
         if all(k in refused or self._find(k) is not None for k in todo): break
     return bad
 
-# %% ../../nbs/23_hosted.ipynb #8c2511ab
+# %% ../../nbs/23_hosted.ipynb #ce6735c9
 def weights_hash(model) -> str: # 16 hex digits
     "Tells trained from retrained weights: a hash of up to 256 numbers of every tensor."
     h = hashlib.blake2b(digest_size=8)
@@ -897,7 +1044,7 @@ class Local(Asker):
         self.tokenizer.padding_side = "left" # what is written goes on at the right
     def settings(self): return dict(model=self.name, weights=self._weights, template=bool(self.processor.chat_template))
 
-# %% ../../nbs/23_hosted.ipynb #7f8197e7
+# %% ../../nbs/23_hosted.ipynb #bf35fa83
 def _template_turn(message): # as chat templates want it
     part = lambda p: dict(type="text", text=p) if isinstance(p, str) else dict(type="image")
     return dict(role=message["role"], content=[part(p) for p in message["content"]])
@@ -917,7 +1064,7 @@ def text_of(self: Local, chat: Chat) -> str:
         return self.processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     return getattr(self.processor, "image_token", "")*len(chat.pictures) + chat.words
 
-# %% ../../nbs/23_hosted.ipynb #d0866330
+# %% ../../nbs/23_hosted.ipynb #9944a36a
 @patch
 def _encode(self: Local, chats):
     texts, pictures = [self.text_of(c) for c in chats], [[opened(p) for p in c.pictures] for c in chats]
@@ -942,7 +1089,7 @@ def _reply(self: Local, ids, n_in, ends, seconds):
     mine = ids if stop is None else ids[:stop]
     return Reply(self.tokenizer.decode(mine, skip_special_tokens=True).strip(), "length" if stop is None else "stop", int(n_in), len(mine) + (stop is not None), 0., round(seconds, 3), model=self.name)
 
-# %% ../../nbs/23_hosted.ipynb #ce6735c9
+# %% ../../nbs/23_hosted.ipynb #c5459ce0
 @patch
 def fresh(self: Local, todo: dict, got) -> dict:
     import torch
@@ -966,7 +1113,7 @@ def load(cls: Local, name: str, folder=None, device: str="cpu", **options) -> Lo
     model = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_pretrained(name)
     return cls(model.to(device), (AutoProcessor if sees else AutoTokenizer).from_pretrained(name), Path(name).name, folder, **options)
 
-# %% ../../nbs/23_hosted.ipynb #87e1f14d
+# %% ../../nbs/23_hosted.ipynb #aca2a5e1
 class LocalCooper(Asker):
     "What `cooper.load` gives, asked in one of its modes."
     def __init__(self, cooper, mode: str="direct", name: str="cooper", folder=None, batch_size: int=16, seed: int=0):
@@ -992,7 +1139,7 @@ class LocalCooper(Asker):
             done[k] = Reply(text, "stop" if t.finished else "length", None, t.tokens, 0., round((time.perf_counter() - start)/len(items), 3), model=self.name)
             self.keep(k, c, done[k]); got(k, done[k])
 
-# %% ../../nbs/23_hosted.ipynb #c64b824c
+# %% ../../nbs/23_hosted.ipynb #df529e7e
 def open_model(
     spec: str, # 'MODEL@https://host/v1', 'hf:FOLDER_OR_ID', or the folder of a COOPER checkpoint (with ':MODE' behind it: reason, ...)
     folder="outputs/hosted", # where replies are kept

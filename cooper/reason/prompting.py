@@ -17,9 +17,9 @@ from .hosted import Chat, assistant, system, user
 __all__ = ['ANSWER_AS', 'CLEVR_ANSWER', 'DESCRIBE_SYSTEM', 'DESCRIBE', 'DESCRIBE_BATCH', 'LETTERS', 'CVBENCH_ZERO', 'SAT_ZERO',
            'GRAPH_SYSTEM', 'GRAPH', 'SKILLS', 'GRAPH_ANSWER', 'GRAPH_ANSWER_COPY', 'GRAPH_ASK', 'PAPER_SKILLS',
            'PAPER_GRAPH_SYSTEM', 'PAPER_GRAPH', 'PAPER_ANSWER_SYSTEM', 'PAPER_ANSWER', 'BLIND', 'FLOW', 'OUR_GRAPH',
-           'VARIANTS', 'ABSENT', 'SEEN', 'Item', 'filled', 'blocks', 'Call', 'Variant', 'variant', 'Graph',
-           'parse_graph', 'published_graph', 'parse_flow', 'Shot', 'scene_graph', 'item_of', 'scene_shots', 'messages',
-           'Outcome', 'Job', 'answer_jobs', 'answer_items', 'refusal']
+           'VARIANTS', 'ABSENT', 'GRAPH_KINDS', 'SEEN', 'Item', 'filled', 'blocks', 'Call', 'Variant', 'variant',
+           'Graph', 'parse_graph', 'published_graph', 'parse_flow', 'Shot', 'scene_graph', 'item_of', 'scene_shots',
+           'messages', 'Outcome', 'Job', 'answer_jobs', 'answer_items', 'refusal']
 
 # %% ../../nbs/24_prompting.ipynb #4a0336f4
 @dataclass(frozen=True)
@@ -181,11 +181,12 @@ def variant(name: str) -> Variant:
 class Graph:
     "What a reply holds of a scene graph."
     value: object # dict or list; None if there is none
-    how: str # 'json'; 'repaired': not strict JSON; 'cut': the end is missing; 'empty': nothing in it; 'none'
+    how: str # 'json'; 'repaired': not strict JSON, or put together from pieces; 'cut': the end is missing; 'ambiguous'; 'empty': nothing in it; 'none'
     @property
     def ok(self) -> bool: return self.how in ("json", "repaired", "cut")
     def __str__(self): return json.dumps(_plain(self.value), ensure_ascii=False) if self.value is not None else "{}"
 
+GRAPH_KINDS = ("json", "repaired", "cut", "ambiguous", "empty", "none")
 _TOO_LONG = 40_000 # characters: the lenient reader is slow
 
 def _pairs(items): # a dict in which a key that comes twice keeps both values
@@ -252,58 +253,201 @@ def _closed(text): # (value, 'cut') of JSON without its end: cut back to a whole
         except _BAD: pass
     return None, "none"
 
-# %% ../../nbs/24_prompting.ipynb #f828b687
-_OTHER = {"answer", "final_answer", "choice", "option", "error", "message", "response", "reason", "reasoning", "explanation", "confidence"} # an object of these alone is no graph
-_GRAPHLIKE = re.compile(r"obj|relation|node|edge|attribut|entit|scene|graph", re.I)
+# %% ../../nbs/24_prompting.ipynb #3e7ffea3
+def _readable(text, start=0, tries=8): # [(value, how, start, end)] of a text, in order
+    found = []
+    for a, b, still in _spans(text[start:]):
+        a, b = a + start, b + start
+        value, how = _closed(text[a:b]) if still else _loads(text[a:b])
+        if isinstance(value, (dict, list)) and (how != "cut" or _leaves(value)): found.append((value, how, a, b))
+        elif tries and (inside := re.search(r"[{\[]", text[a + 1:b])): found += _readable(text[:b], a + 1 + inside.start(), tries//2)
+    return found
+
+def _whole(text): # a text that is one value, or the members of an object without its braces
+    text = text.strip().lstrip("\ufeff")
+    value, how = _loads(text)
+    if isinstance(value, (dict, list)): return value, how
+    if re.match(r'"[\w -]+"\s*:\s*[\[{]', text):
+        value, _ = _loads("{" + text.rstrip(",") + "}")
+        if isinstance(value, dict): return value, "repaired"
+    return None
+
+# %% ../../nbs/24_prompting.ipynb #7ea4a531
+@dataclass(frozen=True)
+class _Piece:
+    value: object # dict or list
+    how: str # 'json', 'repaired' or 'cut'
+    fenced: bool
+    alone: bool # is it all that its fence, or the reply, holds?
+    before: str # words between it and the piece before
+
+_FENCE = re.compile(r"(?:```|~~~)[ \t]*[\w+-]*[ \t]*\n?(.*?)(?:```|~~~|\Z)|<(code|scene_graph|json)>(.*?)(?:</\2>|\Z)", re.S | re.I)
+
+def _pieces(text): # of a reply, in order
+    found, last = [], 0
+    def part(a, b, fenced):
+        nonlocal last
+        if (one := _whole(text[a:b])) is not None: rows = [(*one, a, b)]
+        else: rows = _readable(text[:b], a)
+        for value, how, start, end in rows:
+            found.append(_Piece(value, how, fenced, one is not None and (fenced or not text[:a].strip() + text[b:].strip()), text[last:start]))
+            last = end
+    at = 0
+    for m in _FENCE.finditer(text):
+        part(at, m.start(), False)
+        part(*m.span(1 if m[1] is not None else 3), True)
+        at = m.end()
+    part(at, len(text), False)
+    return found
+
+# %% ../../nbs/24_prompting.ipynb #2a222c33
+_OTHER = {"answer", "final_answer", "choice", "option", "error", "message", "response", "reason", "reasoning", "explanation", "confidence", "question", "thought", "thoughts", "thinking"} # an object of these alone is no graph
+_PLACE = {"x", "y", "z", "w", "h", "u", "v", "x1", "y1", "x2", "y2", "width", "height", "left", "top", "right", "bottom"} # nor are numbers for these alone
+_LOOKS = {"color", "colour", "shape", "size", "material", "texture", "position", "location", "depth", "distance", "bbox", "bounding_box", "attributes", "description", "count", "orientation"} # two of them: a thing without a name
+_HOLDS = re.compile(r"obj|relation|node|edge|attribut|entit|scene|graph|items|things|triple", re.I)
+_THINGS = re.compile(r"obj|node|entit|items|things", re.I)
+_TIES = re.compile(r"relation|edge|triple|predicate", re.I)
+_ENDS = ("subject", "subj", "source", "from", "object1"), ("object", "obj", "target", "to", "object2")
+_WORDS = ("predicate", "relation", "relationship", "rel", "type", "label")
+_NAMES = ("name", "object", "object_name", "label", "entity", "item", "node", "id", "object_id", "class", "category", "type")
+_VOID = re.compile(r"\s*(?:none|n/?a|null|unknown|string|\.\.\.|…|<[^<>]*>)?\s*", re.I) # and places kept free in a form
+_BESIDE = re.compile(r"\b(?:left|right|front|behind|on|in|at|under|above|below|over|near|next|of|to|with|has|is|beside|between|close|far|touch|hold|wear)\w*\b", re.I) # a relation in words
 
 def _leaves(value): # numbers and words in it
     if isinstance(value, dict): return sum(_leaves(v) or bool(v is True) for v in value.values())
     if isinstance(value, list): return sum(map(_leaves, value))
-    return int(value is not None and not isinstance(value, bool) and value != "")
+    return int(value is not None and not isinstance(value, bool) and not (isinstance(value, str) and _VOID.fullmatch(value)))
 
-def _keys(value): # of the outer two levels
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [*(value if isinstance(value, dict) else ()), *(k for v in inner if isinstance(v, dict) for k in v)]
+def _first(d, keys): # the first of these that is words or a number, in small letters; None if none is
+    return next((str(d[k]).strip().lower() for k in keys if isinstance(d.get(k), (str, int)) and not isinstance(d[k], bool) and str(d[k]).strip()), None)
 
-def _candidates(text, fenced): # (value, how, fenced) in order
-    whole = _loads(text.strip().lstrip("\ufeff"))
-    if isinstance(whole[0], (dict, list)): yield *whole, fenced; return
-    spans = _spans(text)
-    read = [_loads(text[a:b]) if not still else _closed(text[a:b]) for a, b, still in spans]
-    good = [(v, how) for v, how in read if isinstance(v, (dict, list))]
-    if fenced and len(good) > 1 and all(isinstance(v, dict) and v.keys() == good[0][0].keys() for v, _ in good): # one object after another, no list
-        yield [v for v, _ in good], "repaired", fenced
-        return
-    for v, how in good: yield v, how, fenced
+def _triple(v): # [thing, relation, thing]; but no ["left", "right", "both"]
+    return (isinstance(v, list) and len(v) >= 3 and all(isinstance(x, (str, int, float)) for x in v) and not _BESIDE.fullmatch(str(v[0]))
+            and any(isinstance(x, str) and _BESIDE.search(x) for x in v[1:-1]))
 
-# %% ../../nbs/24_prompting.ipynb #3e7ffea3
-def _parts(found): # objects in one fence and relations in the next: one graph; None where they are drafts of the same
-    values = [v for v, _, fenced in found if fenced and _leaves(v) > 1]
-    keys = [set(map(str, v if isinstance(v, dict) else [k for x in v if isinstance(x, dict) for k in x])) for v in values]
-    apart = all(keys) and not any(a & b for i, a in enumerate(keys) for b in keys[:i])
-    if len(values) < 2 or not apart or not any(_GRAPHLIKE.search(k) for ks in keys for k in ks): return None
-    if all(isinstance(v, dict) for v in values): return {k: x for v in values for k, x in v.items()}
-    return [x for v in values for x in (v if isinstance(v, list) else [v])]
+def _called(value): # what an item is known by: a relation by its ends and its words, a thing by its name and number; None: no item
+    if _triple(value): return tuple(str(x).lower() for x in value)
+    if not isinstance(value, dict): return None
+    d = {str(k).lower(): v for k, v in value.items()}
+    ends = [_first(d, keys) for keys in _ENDS]
+    if all(ends): return ends[0], _first(d, _WORDS) or "", ends[1]
+    if any(isinstance(v, (list, dict)) and v and (_THINGS.search(k) or k in ("scene_graph", "graph")) for k, v in d.items() if k != "object"): return None # a graph, with a title perhaps
+    if len(d) == 1 and isinstance(inner := next(iter(d.values())), dict) and next(iter(d)) in ("object", "node", "entity", "item", "relation", "relationship", "edge"): return _called(inner)
+    name, number = _first(d, _NAMES), _first(d, ("id", "index", "number"))
+    return None if name is None else (name,) if number in (None, name) else (name, number)
 
-_FENCE = re.compile(r"```[ \t]*[\w+-]*[ \t]*\n?(.*?)(?:```|\Z)|<(code|scene_graph|json)>(.*?)(?:</\2>|\Z)", re.S | re.I)
+# %% ../../nbs/24_prompting.ipynb #2aa6bde0
+def _sort(p): # of a piece: 'graph', 'items', 'table', or '' for none of them
+    v = p.value
+    if isinstance(v, list):
+        if _triple(v): return "items" if p.how != "repaired" else ""
+        inner = [x for x in v if isinstance(x, dict) and _leaves(x) and not {str(k).lower() for k in x} <= _OTHER or _triple(x)]
+        if inner: return "items"
+        return "table" if p.alone and p.how != "repaired" and _leaves(v) and all(isinstance(x, str) for x in v) else "" # names in quotes
+    keys = {str(k).lower() for k in v}
+    if keys <= _OTHER or {"type", "properties"} <= keys: return "" # an answer; a form
+    if keys <= _PLACE and not any(isinstance(x, (str, list, dict)) for x in v.values()): return ""
+    if _called(v) is not None or len(keys & _LOOKS) > 1 and not any(_HOLDS.search(k) for k in keys - _LOOKS): return "items"
+    inner = [str(k) for x in v.values() if isinstance(x, dict) for k in x]
+    if any(_HOLDS.search(k) for k in [*keys, *inner]): return "graph"
+    return "table" if p.how != "repaired" or p.fenced or p.alone or any(isinstance(x, (dict, list)) for x in v.values()) else "" # {left: right} in prose is none
+
+# %% ../../nbs/24_prompting.ipynb #fc50f4c0
+_CORRECTS = re.compile(r"\bcorrect(?!ly)|\bactually|\brevis|\bupdated?\b|\binstead|\bimprov|\brefin|\bwait\b|\breflecti|\bfix(?:ed)?\b|\bamend|\bmistake|\bsorry|\boops|\bsecond (?:try|attempt|version|draft|thought)|\bfinal\b(?! (?:object|item|relation|one|thing|entity|node))|\bbetter\b|\brather\b", re.I)
+_SHOWS = re.compile(r"\bexamples?\b|\be\.g\.|\bfor instance|\btemplate|\bschema\b|\bof the form\b|\bthe format (?:is|should|would)|\b(?:should|would|could|might) (?:be|look)\b|\bplaceholder", re.I)
+
+@dataclass
+class _Run:
+    rows: list # items, or one graph or table
+    sort: str
+    how: str
+    before: str # the words before it
+    whole: bool # did it come as one value?
+    value: object = None # where it did
+    @property
+    def corrects(self) -> bool: return _CORRECTS.search(self.before) is not None
+    @property
+    def shows(self) -> bool: return _SHOWS.search(self.before[-120:]) is not None
+    @property
+    def ids(self) -> list: return [_called(x) or (json.dumps(_plain(x), sort_keys=True),) for x in self.rows]
+
+def _label(text): # may it stand between two items of a list?
+    return len(re.sub(r"[`~]+\s*(?:json)?|\s+", " ", text).strip()) <= 80 and not _CORRECTS.search(text)
+
+def _runs(pieces): # of pieces that are something
+    runs, single = [], False
+    for p, sort in pieces:
+        alone = sort != "items" or isinstance(p.value, list) and not _triple(p.value)
+        if not alone and single and _label(p.before):
+            runs[-1].rows.append(p.value); runs[-1].whole = False
+            if "cut" in (p.how, runs[-1].how): runs[-1].how = "cut"
+            else: runs[-1].how = "repaired"
+        else: runs.append(_Run(list(p.value) if alone and sort == "items" else [p.value], sort, p.how, p.before, True, p.value))
+        single = not alone
+    for r in runs: # told twice in a row: the second time counts
+        ids, n = r.ids, len(r.rows)//2
+        if not r.whole and n > 1 and ids[:n] == ids[n:] and len(set(ids[:n])) > 1: r.rows = r.rows[n:]
+    return runs
+
+# %% ../../nbs/24_prompting.ipynb #7a02c21b
+def _about(value): # names of the things in a graph
+    if isinstance(value, str): return {value.strip().lower()}
+    if isinstance(value, list): return set().union(*map(_about, value)) if value else set()
+    if not isinstance(value, dict): return set()
+    if (c := _called(value)) is not None: return {c[0], c[-1]} if len(c) > 2 else {c[0]}
+    held = [v for k, v in value.items() if _HOLDS.search(str(k))]
+    return set().union(*({str(k).lower() for k in v} if isinstance(v, dict) and not any(_HOLDS.search(str(k)) for k in v) else _about(v) for v in held)) if held else set()
+
+def _apart(a, b): # objects in one, relations in the other: halves of a graph
+    keys = [{str(k).lower() for k in d} for d in (a, b)]
+    return not keys[0] & keys[1] and not all(any(_THINGS.search(k) for k in ks) for ks in keys)
+
+def _joined(a, b): # two runs of one sort -> the run that counts, or None
+    both = "cut" if "cut" in (a.how, b.how) else "repaired"
+    if a.sort == "items":
+        if b.corrects: return b
+        old, new = dict(zip(a.ids, a.rows)), dict(zip(b.ids, b.rows))
+        if len(new) > 1 and old.keys() <= new.keys(): return b # the same list, told again
+        if any(old[k] != new[k] for k in old.keys() & new.keys()): return None
+        return _Run(a.rows + [r for k, r in zip(b.ids, b.rows) if k not in old], "items", both if new.keys() - old.keys() else a.how, a.before, False) if new.keys() - old.keys() else a
+    (x,), (y,) = a.rows, b.rows
+    if isinstance(x, dict) and isinstance(y, dict) and (_apart(x, y) if a.sort == "graph" else not x.keys() & y.keys() and not b.corrects): return _Run([x | y], a.sort, both, a.before, True, x | y)
+    if b.corrects or a.sort == "table": return b
+    names = _about(x), _about(y)
+    return b if names[0] & names[1] or not all(names) else None
+
+def _settled(runs): # one run, or None
+    runs = [r for r in runs if not r.shows] or runs
+    kinds = {}
+    for r in runs:
+        if r.sort in kinds and (r := _joined(kinds[r.sort], r)) is None: return None
+        kinds[r.sort] = r
+    graph, items = kinds.get("graph"), kinds.get("items")
+    if graph is None or items is None: return graph or items or kinds.get("table")
+    ties = [x for x in items.rows if len(_called(x) or ()) > 2]
+    if len(ties) == len(items.rows) and not any(_TIES.search(str(k)) for k in graph.value): return _Run([], "graph", "repaired", "", True, graph.value | {"relations": ties})
+    if runs[-1].sort == "graph" and graph.corrects or set().union(*map(_about, items.rows)) <= _about(graph.value): return graph
+    return None
+
+# %% ../../nbs/24_prompting.ipynb #9c7e8900
+def _graph(text): # of a reply or a part of it
+    pieces = _pieces(text)
+    some = [(p, s) for p in pieces if _leaves(p.value) and (s := _sort(p))]
+    for pool in ([(p, s) for p, s in some if s != "table" and p.fenced], [(p, s) for p, s in some if s != "table"], [(p, s) for p, s in some if p.fenced], some):
+        if not pool: continue
+        run = _settled(_runs(pool))
+        if run is None: return Graph(None, "ambiguous")
+        return Graph(run.value if run.whole else run.rows, run.how)
+    void = [p for p in pieces if not _leaves(p.value)]
+    return Graph(void[-1].value, "empty") if void else Graph(None, "none")
 
 def parse_graph(text: str) -> Graph:
     "The scene graph of a reply; never fails, `how` tells what it found."
     said = after_thoughts(text)
-    for part in dict.fromkeys((said, text)): # a graph in the thoughts is better than none
-        found = [c for m in _FENCE.finditer(part) for c in _candidates(m[1] if m[1] is not None else m[3], True)]
-        found += list(_candidates(_FENCE.sub(" ", part), False))
-        found = [c for c in found if not (isinstance(c[0], dict) and c[0] and {str(k).lower() for k in c[0]} <= _OTHER)]
-        full = [c for c in found if _leaves(c[0]) and (isinstance(c[0], dict) or _keys(c[0]) or any(isinstance(v, (list, str)) for v in c[0]))]
-        if full:
-            if (parts := _parts(full)) is not None: return Graph(parts, "repaired")
-            rank = lambda i: (any(_GRAPHLIKE.search(str(k)) for k in _keys(full[i][0])), full[i][2], _leaves(full[i][0]) > 1, i)
-            best = full[max(range(len(full)), key=rank)]
-            return Graph(best[0], best[1])
-    empty = [c for c in found if not _leaves(c[0])]
-    return Graph(empty[-1][0], "empty") if empty else Graph(None, "none")
+    found = _graph(said)
+    return found if found.how != "none" or said == text else _graph(text) # one in the thoughts is better than none
 
-# %% ../../nbs/24_prompting.ipynb #2a222c33
+# %% ../../nbs/24_prompting.ipynb #9bd6a814
 def published_graph(text: str) -> dict|list:
     "The graph as the published code finds it, `{}` where it finds none: to see what was lost."
     fences, braces = re.findall(r"```(?:json)?\s*(.*?)```", text, re.S), re.findall(r"(\{[^{}]*\})\s*$", text, re.M)
@@ -314,7 +458,7 @@ def published_graph(text: str) -> dict|list:
         if isinstance(value, (dict, list)): return value
     return {}
 
-# %% ../../nbs/24_prompting.ipynb #fc50f4c0
+# %% ../../nbs/24_prompting.ipynb #9189805d
 _MOVES = {"-1": -1, "left": -1, "0": 0, "still": 0, "stays": 0, "none": 0, "static": 0, "1": 1, "+1": 1, "right": 1}
 
 def _move(value): # -1, 0, 1 or None
@@ -323,17 +467,21 @@ def _move(value): # -1, 0, 1 or None
     found = {m for w, m in _MOVES.items() if re.search(rf"(?<![\w+-]){re.escape(w)}(?!\w)", str(value).lower())}
     return found.pop() if len(found) == 1 else None
 
+def _moves(text): # (object, what is said of its move) of all JSON in a text, in order
+    for p in _pieces(text):
+        for r in [p.value] if isinstance(p.value, dict) else p.value:
+            if not isinstance(r, dict) or {str(k).lower() for k in r} <= _OTHER: continue
+            thing = r.get("object") or r.get("name")
+            if thing: yield thing, {k: v for k, v in r.items() if k not in ("object", "name")}
+            else: yield from r.items()
+
 def parse_flow(text: str) -> dict: # object -> -1 (left), 0 (still) or 1 (right)
-    "The optical-flow notes of a reply: JSON, or lines 'object: left'."
-    value = parse_graph(text).value
-    rows = [value] if isinstance(value, dict) else value or []
-    pairs = [(r.get("object") or r.get("name"), r) if ("object" in r or "name" in r) else kv for r in rows if isinstance(r, dict)
-             for kv in ([(None, None)] if ("object" in r or "name" in r) else r.items())]
-    if not pairs: pairs = re.findall(r"^[\s*-]*([A-Za-z][\w ]*?)\s*[:=]\s*(.+)$", after_thoughts(text), re.M)
-    pairs = [(k, {a: b for a, b in v.items() if a not in ("object", "name")} if isinstance(v, dict) else v) for k, v in pairs]
+    "The optical-flow notes of a reply: JSON, or lines 'object: left'; what is said last of an object counts."
+    said = after_thoughts(text)
+    pairs = list(_moves(said)) or list(_moves(text)) or re.findall(r"^[\s*-]*([A-Za-z][\w ]*?)\s*[:=]\s*(.+)$", said, re.M)
     return {str(k): m for k, v in pairs if k and (m := _move(v)) is not None}
 
-# %% ../../nbs/24_prompting.ipynb #e7850bf6
+# %% ../../nbs/24_prompting.ipynb #b6fccf2c
 @dataclass(frozen=True)
 class Shot:
     "A worked example."
@@ -366,7 +514,7 @@ def scene_shots(
         shots.append(Shot(item_of(q, folder, words(q)), json.dumps(scene_graph(f, None if kind == "count" else q.objects)), chr(65 + q.choices.index(q.answer))))
     return shots
 
-# %% ../../nbs/24_prompting.ipynb #9bd6a814
+# %% ../../nbs/24_prompting.ipynb #98eb0027
 SEEN = ("picture", "picture+words", "words", "nothing")
 
 def _shown(item, text, seen, first): # parts of a user's turn
@@ -389,7 +537,7 @@ def _examples(call, v, shots, seen): # turns, and the head of the last user's tu
         head += ["User: Image:", *(s.item.shown if "picture" in seen else ()), f"Question: {text}\nAssistant: {filled(call.shot, dict(graph=s.graph, answer=s.answer))}\n"]
     return [], head
 
-# %% ../../nbs/24_prompting.ipynb #6321ca40
+# %% ../../nbs/24_prompting.ipynb #682fa4ef
 def messages(v: Variant, call: Call, item: Item, values: dict, seen: str="picture", shots=(), before=()) -> list:
     "The conversation of one call. `before`: the turns it goes on with."
     if seen not in SEEN: raise ValueError(f"seen is {seen!r}; expected one of {', '.join(SEEN)}")
@@ -405,7 +553,7 @@ def messages(v: Variant, call: Call, item: Item, values: dict, seen: str="pictur
     tail = call.shot.partition(":")[0] # 'Scene Graph' or 'Answer': the model writes on from here
     return [*opening, user(*head, "User: Image:", *(item.shown if "picture" in seen else ()), f"Question: {text}\nAssistant: {tail}:")]
 
-# %% ../../nbs/24_prompting.ipynb #b6fccf2c
+# %% ../../nbs/24_prompting.ipynb #07fc04e4
 @dataclass
 class Outcome:
     "What became of an item."
@@ -429,7 +577,7 @@ def _keep(o: Outcome, call: Call, v: Variant, text: str):
         o.graph = parse_graph(text)
         o.values["graph"] = str(o.graph) if o.graph.ok else text if v.empty == "reply" else v.empty
 
-# %% ../../nbs/24_prompting.ipynb #ba096c2b
+# %% ../../nbs/24_prompting.ipynb #5db0eb59
 @dataclass(frozen=True, eq=False)
 class Job:
     "A prompt to be asked about items in one condition."
@@ -465,7 +613,7 @@ def answer_items(asker, items: list, v: Variant, seen: str="picture", shots=(), 
     "One job of `answer_jobs`."
     return answer_jobs(asker, [Job(items, v, seen, tuple(shots))], **options)[0]
 
-# %% ../../nbs/24_prompting.ipynb #78be93ff
+# %% ../../nbs/24_prompting.ipynb #84fd0cdf
 def _trials(v, item, seen, shots): # conversations like those that would be sent
     values = dict(description="x", graph="{}", flow_note="")
     for call in v.calls: yield Chat(messages(v, call, item, values, seen, shots, [user(*_shown(item, "x", seen, True)), assistant("x")]))
