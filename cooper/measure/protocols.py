@@ -6,6 +6,7 @@
 from __future__ import annotations
 import base64, binascii, csv, hashlib, io, json, re
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from string import ascii_uppercase
 import numpy as np
@@ -103,8 +104,8 @@ class RowPicture:
         "ValueError names the row."
         try: return Image.open(io.BytesIO(self.read())).convert("RGB")
         except (OSError, SyntaxError) as e: raise ValueError(f"{self.at}: its picture cannot be read ({e})") from None
-    @property
-    def hash(self) -> str: return hashlib.sha256(self.read()).hexdigest()[:16]
+    @cached_property
+    def hash(self) -> str: return hashlib.sha256(self.read()).hexdigest()[:16] # many ask for it: records, stamps, names of traces
 
 def listed(value) -> list: # of texts, or of what a list of the file holds
     "The members of a cell that may be a list: a real one, or \"['a', 'b']\" as text."
