@@ -15,7 +15,7 @@ from ..core import resolve, write_whole
 from .benchmarks import Case, Table, benchmark, bootstrap, read_case, save_tables
 from .extraction import VARIANTS, Extractor, disagreement
 from .protocols import Exam, circular, open_exam, read_item, scene_exam, scores
-from .records import CooperAnswers, HostedAnswers, Scored, collect, paired, protocol_card, same_protocol, score
+from .records import CooperAnswers, HostedAnswers, Printed, Scored, collect, paired, protocol_card, same_protocol, score
 from .robustness import BLIND, EDITS, MAPS, OtherChoice, blind, changed, choice_regret, edited, map_help, regret, shown_maps, with_maps
 from .study import PUBLISHED as STUDY, PUBLISHED_CLEVR, PUBLISHED_SAT, PUBLISHED_VSR
 from ..model.modalities import MODES
@@ -252,7 +252,7 @@ def changes(scored: list, first: str, last: str) -> Table | None: # None: no mod
     rows = [dict(mode=b.name[1]) | r for (_, b), t in zip(pairs, tables) for r in t.rows]
     return Table(rows, dict(mode="mode") | tables[0].columns, f"From {first} to {last}", f"Points on the same questions; better: worth more than before. An interval that holds 0 shows no sure change. {protocol_card(scored)}")
 
-# %% ../../nbs/49_evaluation.ipynb #baaa3c89
+# %% ../../nbs/49_evaluation.ipynb #f25fed18
 def readings(scored: Scored) -> Table | None: # None: nobody but the rules read
     "Replies that rules and judge read differently, with the score by each in the note."
     if scored.extractor == "none": return None
@@ -263,7 +263,7 @@ def readings(scored: Scored) -> Table | None: # None: nobody but the rules read
     table = disagreement(asked, [r["reply"] for r in rows], {"rules": ruled, scored.extractor: judged})
     return Table(table.rows, table.columns, f"{' '.join(scored.name)}: {table.title}", table.note)
 
-# %% ../../nbs/49_evaluation.ipynb #357d5f9d
+# %% ../../nbs/49_evaluation.ipynb #dd1d3c07
 def put_edits(p: EvalParameters, exam: Exam, base: list, make, extractor=None) -> list: # of Tables, one for each row of `base`; make: function of a mode -> answerer
     "What changes if the pictures are taken away, or the words are changed."
     tables = []
@@ -278,7 +278,7 @@ def put_edits(p: EvalParameters, exam: Exam, base: list, make, extractor=None) -
         if found: t = changed(s, found); tables.append(Table(t.rows, t.columns, t.title, t.note + (f" Left out: {'; '.join(not_so)}." if not_so else "")))
     return tables
 
-# %% ../../nbs/49_evaluation.ipynb #ed06cd56
+# %% ../../nbs/49_evaluation.ipynb #ea74809d
 def regrets(scored: list) -> list: # of Tables, one for each checkpoint that was asked in the modes it takes
     "Regret of calling and of not calling, with modes `reason` (or `direct`) and `perceive` as the other choice."
     of = {s.name: s for s in scored}
@@ -316,7 +316,7 @@ def put_maps(p: EvalParameters, cooper, base: Scored, extractor=None) -> Worth |
     regrets = choice_regret(base, score(base.exam, other, p.rules, extractor, p.seed, 1))
     return Worth(base, found, map_help(found), regrets, shown_maps(cooper, base, found, cases, seed=p.seed))
 
-# %% ../../nbs/49_evaluation.ipynb #5ffb50f4
+# %% ../../nbs/49_evaluation.ipynb #28676a7c
 @dataclass(frozen=True)
 class Source:
     "Published numbers of one benchmark."
@@ -375,9 +375,9 @@ def _beside(source, scored):
         rows.append(dict(model=f"ours: {' '.join(s.name)}", prompt="", doubt="") | {h: found[m].estimate(s.seed) for h, m in source.ours.items() if m in found})
     marked = " * holds a number that no count of those questions gives." if source.doubted else ""
     columns = dict(model="model", prompt="prompt") | {h: f"{h} %" for h in heads} | (dict(doubt="") if source.doubted else {})
-    return Table(rows, columns, source.title, f"May be compared: {source.may}. May not: {source.may_not}.{marked}")
+    return Printed(rows, columns, source.title, f"May be compared: {source.may}. May not: {source.may_not}.{marked}")
 
-# %% ../../nbs/49_evaluation.ipynb #2ca2f338
+# %% ../../nbs/49_evaluation.ipynb #c60d89eb
 def _short(text, n): return "–" if text is None else (" ".join(text.split()) if len(" ".join(text.split())) <= n else "… " + " ".join(text.split())[2 - n:])
 
 def replies(scored: Scored, count: int = 8) -> Table:

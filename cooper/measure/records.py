@@ -17,7 +17,7 @@ from ..reason.answers import Reading
 # %% auto #0
 __all__ = ['PUBLISHED', 'COMPARABLE', 'GROUPS', 'OURS', 'SIZES', 'Answered', 'Plain', 'dtype_of', 'CooperAnswers', 'read_trace',
            'HostedAnswers', 'append', 'read_records', 'collect', 'Scored', 'score', 'same_protocol', 'protocol_card',
-           'results', 'details', 'sign_test', 'paired', 'holm', 'against', 'pass_at_k', 'passes', 'differs',
+           'results', 'details', 'sign_test', 'paired', 'holm', 'against', 'pass_at_k', 'passes', 'differs', 'Printed',
            'published']
 
 # %% ../../nbs/47_records.ipynb #17b975fb
@@ -374,6 +374,10 @@ def differs(scored: Scored) -> list: # of clauses; [] where the protocol is that
     elif not scored.extractor.endswith("published, everything") and exam.name != "mm-vet": out.append("the judge read only some, or by another prompt")
     return out
 
+class Printed(Table):
+    "Published percentages as they were printed, with two digits."
+    def cell(self, row, key): return f"{100*v:.2f}" if isinstance(v := row.get(key), float) else Table.cell(self, row, key)
+
 def published(scored=()) -> Table: # of `Scored`, all of one protocol
     "The COOPER paper's table, our rows below it, and which of our numbers is the same thing."
     rows = [dict(model=m, **{c: v/100 for c, v in zip(COMPARABLE, values)}) for m, values in PUBLISHED.items()]
@@ -385,4 +389,4 @@ def published(scored=()) -> Table: # of `Scored`, all of one protocol
         found = next((m for m in s.measures if m.name == measure), None)
         rows.append({"model": f"ours: {' '.join(s.name)}", column: found and found.estimate(s.seed), "differs": "; ".join(differs(s))})
     columns = dict(model="model") | {c: f"{c} %" for c in COMPARABLE} | (dict(differs="not the same as there") if any("differs" in r for r in rows) else {})
-    return Table(rows, columns, "Published with COOPER", note)
+    return Printed(rows, columns, "Published with COOPER", note)
