@@ -13,7 +13,7 @@ SMALLEST = { # notebook -> parameters that let it run in about a minute on two c
     "10_amg": dict(checkpoint="", autoencoder_steps=2, steps=2, batch_size=2, scenes=6, evaluation_scenes=3), # from random weights
     "20_sft": dict(steps=2, batch_size=2, scenes=4, questions=5, evaluation_scenes=3),
     "30_grpo": dict(steps=2, prompts_per_step=2, num_generations=2, eval_questions=2, questions=8, keep_every=1),
-    "40_eval": dict(questions=5, perception_scenes=2, modes="direct,cooperate", cases=1, batch_size=8),
+    "40_eval": dict(questions=5, perception_scenes=2, modes="direct,cooperate", maps="blank", edits="grey", cases=1, batch_size=8),
     "45_speed": dict(batches="1,8", contexts="200,400", turn_tokens=24, group=2, scenes=2, questions=5, repeats=1),
     "51_prompting_study": dict(questions=5, prompts="bare,scene_graph", max_tokens=32),
     "60_tour": dict(),

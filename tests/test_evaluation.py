@@ -1,17 +1,23 @@
 "One table for checkpoints, local and hosted models; evaluations that are killed and go on with other processes; what must not be compared."
-import os
+import json, os
 
 import pytest
+import torch
+from PIL import Image
 
-from cooper.core import read_jsonl
+import cooper as co
+import pretend
+from cooper.core import read_jsonl, resolve, write_jsonl
 from cooper.measure.benchmarks import benchmark, grid, save_tables
-from cooper.measure.evaluation import (EvalParameters, answers, changes, constant_guesses, exam_of, extractor_of, for_figure, put, put_cooper, put_model, replies, told, true_case)
-from cooper.measure.protocols import Exam, Item, plain_mean, read_item, scene_exam, scores
-from cooper.measure.records import Plain, against, details, holm, published, read_records, read_trace, results
+from cooper.measure.evaluation import (SOURCES, EvalParameters, answers, beside, changes, constant_guesses, cooper_answerer, exam_of, extractor_of, finish, for_figure, missing, possible, put, put_cooper,
+                                       put_edits, put_maps, put_model, readings, regrets, replies, told, true_case)
+from cooper.measure.extraction import Extractor
+from cooper.measure.protocols import Exam, Item, RowPicture, plain_mean, read_item, scene_exam, scores
+from cooper.measure.records import PUBLISHED, CooperAnswers, HostedAnswers, Plain, against, collect, details, holm, published, read_records, read_trace, results, score
 from cooper.present.report import TraceCase, accuracy_figure, difference_figure, glance, page, telling
-from cooper.reason.hosted import Rehearsal
+from cooper.reason.hosted import Endpoint, Hosted, Rehearsal
 from pretend import Cooper
-from test_protocols import b64, mcq, tsv
+from test_protocols import b64, mcq, png, tsv
 
 
 def parameters(tmp_path, **more): return EvalParameters(**dict(checkpoints=["a"], questions=10, batch_size=4, key="", out=str(tmp_path)) | more)
@@ -137,6 +143,80 @@ def test_a_killed_evaluation_goes_on_with_another_process_count(tmp_path):
     whole = put_cooper(parameters(tmp_path/"whole", questions=20, modes=("direct", "reason")), exam, Cooper(knows(exam)), "a")
     plain = lambda rows: [{k: v for k, v in r.items() if k not in ("seconds", "trace")} for s in rows for r in s.rows]
     assert plain(rows) == plain(whole) and results(rows).rows[0]["asked"] == 1.
+    def table(t): return [{k: v for k, v in r.items() if k != "seconds"} for r in t.to_dict()["rows"]], t.title, t.note
+    for make in (results, answers, lambda x: details(*x), against): assert table(make(rows)) == table(make(whole)) # every table is the same one
+
+
+def test_what_is_not_whole_is_no_result(tmp_path):
+    p = parameters(tmp_path, questions=20, modes=("direct", "reason"), batch_size=2)
+    exam = exam_of(p)
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in [dies(p, exam, rank) for rank in range(2)]] == [-9, -9]
+    one = EvalParameters(**vars(p) | dict(share="1/2"))
+    rows = put_cooper(one, exam, Cooper(knows(exam)), "a")
+    assert missing(one, exam, rows) == ["a direct: 14 of 20 answers", "a reason: 10 of 20 answers", "no drawings of a: the process with share 0 makes them"] # 4 of the killed process 0
+    for table in (results(rows), answers(rows), details(*rows), against(rows)): assert table.note.count("INCOMPLETE, no result yet: a direct 14 of 20 answers; a reason 10 of 20 answers.") == 1
+    assert results(rows).title == "scenes, incomplete" and finish(one, exam, rows, results=results(rows)).name == "incomplete.json" and not (tmp_path/"results.json").exists()
+    assert json.loads((tmp_path/"incomplete.json").read_text())["incomplete"].startswith("a direct: 14 of 20 answers; ")
+    rows = put_cooper(p, exam, Cooper(knows(exam)), "a")
+    assert finish(p, exam, rows, results=results(rows)).name == "incomplete.json" # nothing was drawn yet
+    done = finish(p, exam, rows, dict(a=None), results=results(rows), change=None)
+    assert done.name == "results.json" and not (tmp_path/"incomplete.json").exists() and list(json.loads(done.read_text())) == ["results"] and "INCOMPLETE" not in done.read_text()
+    assert missing(p, exam, rows[:1], dict(a=None)) == ["1 of 2 rows"]
+    looks = EvalParameters(**vars(p) | dict(modes=("cooperate",), maps=("blank",), out=str(tmp_path/"c")))
+    drew = put_cooper(looks, exam, Cooper(knows(exam)), "a")
+    assert missing(looks, exam, drew, dict(a=None)) == ["answers of a with other maps"] and missing(looks, exam, drew, dict(a=None), dict(a=None)) == []
+    twice = parameters(tmp_path, questions=20, modes=("direct",), samples=2, temperature=1.) # more answers are wanted than there are
+    assert not score(exam, rows[0].rows, samples=2).complete and put_cooper(twice, exam, Cooper(knows(exam)), "a")[0].expected == 40
+
+
+# --- what an answer depends on
+
+def test_a_record_knows_its_dtype_and_its_sampler(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("COOPER_QUIET", raising=False)
+    exam, cooper = exam_of(parameters(tmp_path)), Cooper(lambda q, s: "left")
+    first = collect(exam, CooperAnswers(cooper, "direct", "a"), tmp_path/"r.jsonl")
+    assert first[0]["settings"]["dtype"] == '"float32"' and "not taken" not in capsys.readouterr().err
+    cooper.model.to(torch.bfloat16)
+    again = collect(exam, CooperAnswers(cooper, "direct", "a"), tmp_path/"r.jsonl")
+    assert len(read_records(tmp_path/"r.jsonl")) == 20 and not {r["stamp"] for r in first} & {r["stamp"] for r in again}
+    said = capsys.readouterr().err
+    assert f"{resolve(tmp_path/'r.jsonl')}, a direct: 10 answers are there that were made otherwise, and are not taken: dtype was \"float32\", now \"bfloat16\"" in said
+    old = [{k: v for k, v in r.items() if k != "settings"} | dict(stamp=f"old{n}") for n, r in enumerate(read_jsonl(tmp_path/"r.jsonl")[:10])]
+    write_jsonl(tmp_path/"old.jsonl", old)
+    collect(exam, CooperAnswers(cooper, "direct", "a"), tmp_path/"old.jsonl")
+    assert "they were written before records said with which dtype and sampler" in capsys.readouterr().err and len(read_records(tmp_path/"old.jsonl")) == 20
+    collect(exam, CooperAnswers(cooper, "direct", "another"), tmp_path/"old.jsonl") # another name is another matter; its answers are known
+    assert "not taken" not in capsys.readouterr().err and len(read_records(tmp_path/"old.jsonl")) == 20
+
+
+def test_a_real_checkpoint_says_how_it_draws():
+    import grpo_house
+    from cooper.model.engine import Cooper as Real
+    real = Real(*grpo_house.miniature())
+    of = lambda **options: CooperAnswers(real, "cooperate", "a", **options).config()
+    assert of()["sampler"]["num_timesteps"] == 3 and of()["dtype"] == "float32" and of() == of(batch_size=3)
+    assert len({json.dumps(of(**o), default=str) for o in (dict(), dict(thought="unguided"), dict(sampler=dict(num_timesteps=7)), dict(temperature=.5))}) == 4
+    real.processor.protocol["samplers"] = dict(ask=dict(num_timesteps=9))
+    assert of()["sampler"]["num_timesteps"] == 9 # the one for questions, where a protocol has several
+
+
+def test_hosted_replies_depend_on_the_seed_and_on_the_question(tmp_path):
+    picture = RowPicture("here", png())
+    exam = Exam("two alike", tuple(Item(str(n), (picture,), "Which?", "Which?", "A", "letter", ("cat", "dog")) for n in range(2)), lambda pairs: [plain_mean(pairs)])
+    with Rehearsal(lambda body: "A") as server:
+        ask = lambda seed, out, temperature=.7: collect(exam, HostedAnswers(Hosted(Endpoint("m", server.url, key=""), tmp_path/"cache"), "m", temperature=temperature), tmp_path/out, seed, samples=2 if temperature else 1)
+        ask(0, "a"); assert len(server.seen) == 4 # two questions in the same words, two answers each
+        ask(0, "b"); assert len(server.seen) == 4 # the same run once more
+        ask(1, "c"); assert len(server.seen) == 8 # another seed
+        ask(0, "d", 0.); ask(1, "e", 0.); assert len(server.seen) == 9 # without luck there is one reply
+
+
+def test_a_picture_file_is_hashed_once(tmp_path, monkeypatch):
+    exam, reads = exam_of(parameters(tmp_path)), []
+    read = RowPicture.read
+    monkeypatch.setattr(RowPicture, "read", lambda self: reads.append(self) or read(self))
+    for mode in ("direct", "cooperate"): collect(exam, CooperAnswers(Cooper(knows(exam)), mode, "a", tmp_path/"traces"), tmp_path/"r.jsonl")
+    assert len(reads) == 10 + 2*10 # once for the hash, once for each asking
 
 
 def test_a_share_shows_what_is_known(tmp_path):
@@ -175,6 +255,59 @@ def test_published_numbers_name_what_differs(tmp_path):
     assert last["differs"] == "4 questions, 300 there; read by rules (by DeepSeek-V3 there)"
     scenes = put(parameters(tmp_path/"s"), scene_exam(benchmark("scenes", count=5)), Plain("m", lambda *_: "A"))
     assert "Nothing here may be compared with scenes" in published([scenes]).note and len(published([scenes])) == len(published())
+
+
+def test_the_papers_table_is_whole():
+    assert len(PUBLISHED) == 12 and list(PUBLISHED)[-1] == "COOPER"
+    averages = dict(zip(PUBLISHED, (70.44, 68.59, 71.83, 67.30, 70.73, 68.16, 53.45, 40.61, 60.49, 59.45, 62.24, 66.42))) # as printed beside
+    for name, row in PUBLISHED.items(): assert abs(sum(row)/5 - averages[name]) < .011, name
+
+
+def test_what_else_is_published_stands_beside(tmp_path):
+    assert {s.exam for s in SOURCES} == {"sibench", "cv-bench", "clevr-cogent", "vsr", "sat", "pixmo-count"} and all(s.may and s.may_not for s in SOURCES)
+    for s in SOURCES: assert all(len(values) == len(s.ours) for *_, values in s.rows), s.title
+    rows = [dict(idx=n, task=k, image=b64(), question="Which?", choices="['1', '2']", answer="(A)", prompt="Which?\n(A) 1 (B) 2", source=s) for n, (k, s) in enumerate([("Count", "ADE20K"), ("Relation", "COCO"), ("Depth", "Omni3D"), ("Distance", "Omni3D")])]
+    p = parameters(tmp_path, benchmark="cv-bench", file=str(tsv(tmp_path/"cv.tsv", rows)), questions=0)
+    s = put(p, exam_of(p), Plain("m", lambda *_: "A"))
+    study, counting = beside([s])
+    assert study.rows[-1]["model"] == "ours: m direct" and study.rows[-1]["Depth"].value == 1. and "Total" not in study.rows[-1]
+    assert counting.rows[-1]["model"] == "SpaceQwen2.5-VL-3B" # nothing of ours may stand there
+    qwen = study.where(model="Qwen2.5-VL-7B", prompt="zero-shot")[0]
+    assert qwen["Count"] == pytest.approx(.5076) and qwen["doubt"] == "" and study.where(model="PaliGemma 2 mix, GRPO v1 on SAT")[0]["doubt"] == "*"
+    assert possible(100*400/788, 788) and not possible(78.41, 650) and "May not: Total" in study.note
+    with pytest.raises(ValueError, match="different protocols"): beside([s, put(parameters(tmp_path, benchmark="cv-bench", file=p.file, questions=0, rules="published"), exam_of(p), Plain("m", None))])
+
+
+# --- what the drawings are good for
+
+def test_regret_comes_with_the_modes(tmp_path):
+    p = parameters(tmp_path, modes=("direct", "reason", "perceive", "cooperate"))
+    exam = exam_of(p)
+    def half(question, seed): return next(i for i in exam.items if i.id == seed[2]).said if seed[1] in ("reason", "perceive") else "a sofa"
+    table, = regrets(put_cooper(p, exam, Cooper(half), "a"))
+    assert table.rows[-1]["calling"].value == 1. and table.rows[-1]["called"] == 1. and table.rows[-1]["not_calling"] is None and "mode reason" in table.note
+    assert regrets(put_cooper(EvalParameters(**vars(p) | dict(modes=("direct", "cooperate"))), exam, Cooper(half), "a")) == []
+
+
+def test_maps_are_asked_for_by_name(tmp_path):
+    with pytest.raises(ValueError, match="maps: upside; expected all, or some of drawn, true, other"): parameters(tmp_path, maps=("upside",))
+    for bad in (dict(modes=("direct",)), dict(keep_traces=False), dict(checkpoints=[], others=["hf:a"])):
+        with pytest.raises(ValueError, match="expected checkpoints, that mode, and keep_traces"): parameters(tmp_path, maps=("all",), **bad)
+    with pytest.raises(ValueError, match="share is '11/12', and there are 10 answers to get"): exam_of(parameters(tmp_path, share="11/12"))
+
+
+def test_what_the_drawings_of_a_checkpoint_are_good_for(tmp_path):
+    p = parameters(tmp_path, checkpoints=["data/tiny-cooper"], modes=("cooperate",), maps=("true", "blank"), batch_size=16)
+    exam, cooper = exam_of(p), co.load("data/tiny-cooper")
+    base, = put_cooper(p, exam, cooper, "tiny")
+    worth = put_maps(p, cooper, base)
+    drew = [r["id"] for r in base.rows if r["calls"]]
+    assert drew and list(worth.found) == ["drawn", "true", "blank"] and [r["id"] for r in worth.found["true"].rows] == drew # what the tiny checkpoint draws for is its own choice; that it draws is not
+    assert [r["reply"] for r in worth.found["drawn"].rows] == [r["reply"] for r in base.rows if r["calls"]]
+    assert worth.help.where(map="blank", kind="all")[0]["n"] == len(drew) and worth.regret.rows[-1]["n"] == 10 and "<img" in worth.shown._repr_html_()
+    before = len(read_records(tmp_path/"answers.jsonl"))
+    put_maps(p, cooper, base); assert len(read_records(tmp_path/"answers.jsonl")) == before # all on record
+    assert put_maps(EvalParameters(**vars(p) | dict(maps=())), cooper, base) is None and put_maps(p, cooper, score(exam, base.rows[:5])) is None
 
 
 def test_circular_options_of_a_file(tmp_path):
@@ -218,3 +351,27 @@ def test_a_transformers_model_stands_in_the_table(tmp_path):
     assert [(r["model"], r["n"], r["asked"]) for r in table.rows] == [("llava", 5, 1.), ("blind", 5, 1.)] and table.rows[0]["tokens"] == 3 and table.rows[0]["seconds"] > 0
     assert put_model(p, exam, name, spec)[0].rows == rows[0].rows # on record
     assert against(rows).rows[0]["n"] == 5
+
+
+def test_what_rules_and_judge_read_differently(tmp_path):
+    exam = Exam("made up", tuple(Item(str(n), (), "Which?", "Which?", "B", "letter", ("cat", "dog")) for n in range(3)), lambda pairs: [plain_mean(pairs)])
+    p, turn = parameters(tmp_path), iter(["A", "the canine one", "A or B"])
+    vague = Plain("v", lambda *_: next(turn))
+    assert readings(put(p, exam, vague)) is None
+    table = readings(put(p, exam, vague, Extractor(lambda words: "B", "j")))
+    assert [(r["id"], r["rules"], r["j, guarded, what rules left"]) for r in table.rows] == [("1", "none", "B"), ("2", "ambiguous", "B")]
+    assert table.title == "v direct: 2 of 3 replies are read differently" and table.note == "rules: 0.000 of 3 judged; j, guarded, what rules left: 0.667 of 3 judged"
+
+
+def test_every_row_is_asked_blind_and_in_other_words(tmp_path, monkeypatch):
+    p = parameters(tmp_path, modes=("cooperate",), edits=("none", "grey", "polite", "rotated"))
+    exam, says = exam_of(p), Plain("p", lambda *_: "left")
+    grey = Image.new("RGB", exam.items[0].pictures[0].open().size, (128,)*3)
+    monkeypatch.setitem(pretend.ROWS, pretend.known(grey), next(iter(pretend.ROWS.values()))) # the pretend one knows the grey picture, too
+    cooper = Cooper(lambda q, seed: next(i for i in exam.items if i.id == seed[2]).said)
+    draws, = put_edits(p, exam, put_cooper(p, exam, cooper, "a"), lambda mode: cooper_answerer(p, cooper, "a", mode))
+    direct, = put_edits(p, exam, [put(p, exam, says)], lambda mode: says)
+    assert [r["edit"] for r in direct.rows] == ["none", "grey", "polite"] and [r["edit"] for r in draws.rows] == ["grey", "polite"]
+    assert "none: mode cooperate needs a picture" in draws.note and "'rotated' applies to none" in direct.note and all(r["n"] == 10 and r["difference"].value == 0 for r in direct.rows)
+    assert put_edits(EvalParameters(**vars(p) | dict(edits=())), exam, [put(p, exam, says)], None) == []
+    with pytest.raises(ValueError, match="edits: turned; expected some of grey, shuffled, none, flipped"): parameters(tmp_path, edits=("turned",))

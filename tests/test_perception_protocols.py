@@ -8,7 +8,7 @@ from PIL import Image
 
 from cooper.core import NotBuilt
 from cooper.perceive.metrics import depth_metrics
-from cooper.perceive.protocols import (ALIGNMENTS, CROPS, PROTOCOLS, Crop, DepthProtocol, aligned, best_matching, colour_regions, kitti_frame, measure_classes, measure_depth,
+from cooper.perceive.protocols import (ALIGNMENTS, CROPS, PROTOCOLS, Crop, DepthProtocol, aligned, along_axis, best_matching, colour_regions, kitti_frame, measure_classes, measure_depth,
                                        measure_depths, measure_regions, open_maps, protocol_of)
 
 RAMP = np.linspace(1, 9, 480*640).reshape(480, 640)
@@ -133,6 +133,26 @@ def test_bad_maps_are_named():
     for name in (*PROTOCOLS, "ade20k"):
         with pytest.raises(NotBuilt, match=f"reading the folder of {name}"): open_maps(name)
     with pytest.raises(ValueError, match="is unknown"): open_maps("sunrgbd")
+
+
+def test_a_frame_that_was_not_cut_is_refused():
+    for shape in ((375, 1242), (1216, 352), (352, 1242)):
+        truth = np.full(shape, 9.)
+        with pytest.raises(ValueError, match=f"kitti: the truth is {shape[0]} x {shape[1]}; expected the frame of 352 x 1216"): measure_depth(truth, truth, "kitti")
+    for shape in ((352, 1216), (176, 608), (300, 1036)): assert measure_depth(np.full(shape, 9.), np.full(shape, 9.), "vkitti")["absrel"] == 0. # 300·1216/352 = 1036.4
+    with pytest.raises(ValueError, match=r"nyu: the truth has shape \(480, 640, 1\)"): measure_depth(RAMP, RAMP[..., None], "nyu")
+
+
+def test_rays_are_no_depths():
+    depth, fx, fy, cx, cy = np.full((6, 8), 5.), 4., 5., 3., 2.
+    rays = depth*np.sqrt(1 + ((np.arange(8) - cx)/fx)**2 + ((np.arange(6)[:, None] - cy)/fy)**2)
+    assert along_axis(rays, (fx, fy), (cx, cy)) == pytest.approx(depth) and rays.max() > 1.5*depth.max() and along_axis(rays[2:3, 3:4], fx) == pytest.approx(rays[2:3, 3:4])
+    for name in ("nyu", "kitti-garg"):
+        with pytest.raises(ValueError, match="the truth is measured along the ray; expected along the axis: convert it with along_axis"): measure_depth(RAMP, RAMP, name, distance="ray")
+    with pytest.raises(ValueError, match="second: nyu: the truth is measured along the ray|first: nyu"): measure_depths(dict(first=(RAMP, RAMP)), "nyu", distance="ray")
+    with pytest.raises(ValueError, match="distance is 'z'; expected axis or ray"): measure_depth(RAMP, RAMP, "nyu", distance="z")
+    with pytest.raises(ValueError, match="focal is 0; expected above 0"): along_axis(RAMP, 0)
+    assert "along the optical axis" in measure_depths(dict(a=(RAMP, RAMP)), "nyu")["note"]
 
 
 def test_a_set_is_the_mean_over_pictures_not_over_pixels():

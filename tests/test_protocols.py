@@ -204,6 +204,11 @@ def test_blink_vsi_and_the_counting_sets(tmp_path):
     assert m["macro over tasks"] == .5 and m["micro"] == .25
     exam = open_exam("superclevr", parquet(tmp_path/"c.parquet", [dict(image=dict(bytes=png(), path=None), problem="How many?", solution="<answer> 3 </answer>")]))
     assert scores(exam.items[0], read_item(exam.items[0], "<answer> 3 </answer>")) == dict(score=1.)
+    row = lambda said: dict(image=dict(bytes=png(), path=None), problem="Is there?", solution=f"<answer> {said} </answer>")
+    mixed = open_exam("clevr-cogent", parquet(tmp_path/"yes.parquet", [row("no"), row("True"), row("0")]))
+    assert [(i.rule, i.answer, i.kind, i.chance) for i in mixed.items] == [("yes_no", "no", "yes or no", .5), ("yes_no", "yes", "yes or no", .5), ("integer", "0", "count", 0.)]
+    assert measured(score(mixed, [dict(id=i.id, sample=0, stamp="", key=mixed.key, exam="", model="m", mode="", config="", reply="no", error="", calls=0, tokens=1, seconds=0.) for i in mixed.items]))["overall"] == pytest.approx(1/3)
+    with pytest.raises(ValueError, match="'solution' is .*; expected <answer> with a number, or yes or no"): open_exam("clevr-cogent", parquet(tmp_path/"bad.parquet", [row("red")]))
     sha = "a"*64; (tmp_path/f"{sha}.png").write_bytes(png())
     exam = open_exam("pixmo-count", parquet(tmp_path/"p.parquet", [dict(image_url="", image_sha256=sha, count=0, label="cats")]), images=tmp_path)
     assert scores(exam.items[0], read_item(exam.items[0], "zero")) == dict(score=1.)

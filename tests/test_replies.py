@@ -201,3 +201,14 @@ def test_choices_in_words(reply, expected): assert read(reply, "choice", OPEN).v
 
 def test_a_choice_needs_its_options():
     with pytest.raises(ValueError, match="a choice has options"): read("left", "choice")
+
+
+# Found by trying to fool them once more: what named no option or no number was taken for one, and plain answers were not seen.
+
+@pytest.mark.parametrize("reply,sort,expected", [
+    ("N/A", "letter", NONE), ("n/a", "letter", NONE), ("A & B", "letter", AMBIGUOUS), ("A & C are both right.", "letter", AMBIGUOUS), ("_B_", "letter", "B"), ("__B__", "letter", "B"), ("b)", "letter", "B"),
+    ("A big blue ball.", "letter", "B"), ("选项B", "letter", "B"), ("回答：B", "letter", "B"), ("The answer is B, not A.", "letter", AMBIGUOUS), ("It can't be A or C, so it must be B.", "letter", AMBIGUOUS),
+    ("Yes, the cube is not visible.", "yes_no", "yes"), ("No, there is none.", "yes_no", "no"), ("Yes, but not really.", "yes_no", NONE), ("No - yes", "yes_no", AMBIGUOUS), ("No, although yes would do.", "yes_no", AMBIGUOUS),
+    ("more than 3", "number", AMBIGUOUS), ("at least 3 m", "number", AMBIGUOUS), ("3+", "number", AMBIGUOUS), ("< 3", "number", AMBIGUOUS), ("over 2 meters", "number", AMBIGUOUS), ("less than about 2 m", "number", AMBIGUOUS),
+    ("The red one is larger than the blue one, so it is 3 m.", "number", "3 m"), ("+3", "number", "3"), ("half a dozen", "number", "6"), ("1.000,5", "number", AMBIGUOUS), ("-3", "number", "-3")])
+def test_fooled_no_more(reply, sort, expected): check(read(reply, sort, THREE if sort == "letter" else ()), expected)

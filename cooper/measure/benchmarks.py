@@ -202,7 +202,8 @@ def record(trace: Trace, q: Question, bench: Benchmark, checkpoint: str = "", se
 def _stamps(cooper, seed, options): # -> function of a picture file (and a question) that gives its stamp
     kept = {k: v for k, v in options.items() if k != "batch_size"} # the batch changes nothing
     settings = json.dumps([cooper.processor.protocol, kept], default=str)
-    parts, hashes = (weights_hash(cooper.model), settings, seed), {}
+    dtype = str(next(cooper.model.parameters()).dtype) # bfloat16 answers otherwise than float32
+    parts, hashes = (weights_hash(cooper.model), dtype, settings, seed), {}
     def stamp(picture, question=""):
         if picture not in hashes: hashes[picture] = file_hash(picture)
         return f"{seed_for(*parts, hashes[picture], question):016x}"

@@ -4,26 +4,30 @@
 
 # %% ../../nbs/49_evaluation.ipynb #aa344b22
 from __future__ import annotations
-import re
+import json, re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
-from ..core import resolve
-from .benchmarks import Case, Table, benchmark, bootstrap, read_case
-from .extraction import VARIANTS, Extractor
-from .protocols import Exam, circular, open_exam, scene_exam, scores
-from .records import CooperAnswers, HostedAnswers, Scored, collect, paired, protocol_card, same_protocol, score
+from ..core import resolve, write_whole
+from .benchmarks import Case, Table, benchmark, bootstrap, read_case, save_tables
+from .extraction import VARIANTS, Extractor, disagreement
+from .protocols import Exam, circular, open_exam, read_item, scene_exam, scores
+from .records import CooperAnswers, HostedAnswers, Printed, Scored, collect, paired, protocol_card, same_protocol, score
+from .robustness import BLIND, EDITS, MAPS, OtherChoice, blind, changed, choice_regret, edited, map_help, regret, shown_maps, with_maps
+from .study import PUBLISHED as STUDY, PUBLISHED_CLEVR, PUBLISHED_SAT, PUBLISHED_VSR
 from ..model.modalities import MODES
 from ..perceive.data import read_amg
 from ..reason.answers import Reading
 from ..reason.hosted import open_model
 
 # %% auto #0
-__all__ = ['EvalParameters', 'exam_of', 'extractor_of', 'put', 'put_cooper', 'put_model', 'constant_guesses', 'told', 'answers',
-           'for_figure', 'changes', 'replies', 'true_case']
+__all__ = ['SOURCES', 'EvalParameters', 'exam_of', 'extractor_of', 'put', 'put_cooper', 'cooper_answerer', 'put_model',
+           'model_answerer', 'missing', 'finish', 'constant_guesses', 'told', 'answers', 'for_figure', 'changes',
+           'readings', 'put_edits', 'regrets', 'Worth', 'truths', 'put_maps', 'Source', 'possible', 'beside', 'replies',
+           'true_case']
 
 # %% ../../nbs/49_evaluation.ipynb #80b5a706
 @dataclass
@@ -40,6 +44,8 @@ class EvalParameters:
     questions: int = 60 # at most, all kinds together; 0: the whole file
     polarity: str = "plain" # or flipped
     modes: tuple[str, ...] = MODES
+    maps: tuple[str, ...] = () # does the map help? all, or some of `cooper.measure.robustness.MAPS`: each asks once more wherever mode cooperate drew
+    edits: tuple[str, ...] = () # asked once more blind (grey, shuffled, none) or in other words (flipped, rotated, polite, shouted)
     samples: int = 1 # answers to each question
     temperature: float = 0.0
     perception_scenes: int = 24 # scenes to draw depth and segmentation of
@@ -68,6 +74,10 @@ def _low(p):
 def _unknown(p):
     allowed = dict(rules=("cooper", "published"), judge_variant=VARIANTS, polarity=("plain", "flipped"))
     yield from (f"{k} is {getattr(p, k)!r}; expected one of {', '.join(v)}" for k, v in allowed.items() if getattr(p, k) not in v)
+    odd = [m for m in p.maps if m not in ("all", *MAPS)]
+    if odd: yield f"maps: {', '.join(odd)}; expected all, or some of {', '.join(MAPS)}"
+    wrong = [e for e in p.edits if e not in (*BLIND, *EDITS)]
+    if wrong: yield f"edits: {', '.join(wrong)}; expected some of {', '.join((*BLIND, *EDITS))}"
     strange = [m for m in p.modes if m not in MODES]
     if strange or not p.modes: yield f"modes: {', '.join(strange) or 'none given'}; expected some of {', '.join(MODES)}"
 
@@ -76,6 +86,7 @@ def _unfit(p): # what does not go together
     if not names: yield "checkpoints and others: none given; expected folders of checkpoints or other models, comma separated"
     twice = [n for n, k in Counter(names).items() if k > 1]
     if twice: yield f"checkpoints and others: two have the same name {', '.join(twice)}; write name=folder"
+    if p.maps and not (p.checkpoints and "cooperate" in p.modes and p.keep_traces): yield "maps are looked at where a checkpoint drew in mode cooperate; expected checkpoints, that mode, and keep_traces"
     if p.samples > 1 and not p.temperature: yield f"samples is {p.samples} at temperature 0; every sample would be the same: expected a temperature above 0"
     if p.benchmark != "scenes" and not p.file: yield f"benchmark is {p.benchmark!r}, and file is empty; expected its owner's file"
     if p.benchmark == "scenes" and (p.file or p.options): yield "file and options belong to a benchmark's own file, and benchmark is 'scenes'; expected its name"
@@ -110,7 +121,12 @@ def device(self: EvalParameters) -> str:
 
 # %% ../../nbs/49_evaluation.ipynb #d08dd835
 def exam_of(p: EvalParameters) -> Exam:
-    "The questions. ValueError names file, line, column and value of what is wrong in a file."
+    "The questions. ValueError names file, line, column and value of what is wrong in a file, and a share that would get none."
+    exam = _exam_of(p)
+    if p.part[1] > len(exam)*p.samples: raise ValueError(f"share is {p.share!r}, and there are {len(exam)*p.samples} answers to get; expected no more processes than that")
+    return exam
+
+def _exam_of(p):
     if p.benchmark == "scenes": return scene_exam(benchmark("scenes", folder=p.data, count=p.questions, polarity=p.polarity, seed=p.seed))
     options = dict(p.options)
     turned = options.pop("circular", False)
@@ -126,23 +142,49 @@ def extractor_of(p: EvalParameters) -> Extractor | None:
 def put(p: EvalParameters, exam: Exam, answerer, extractor=None) -> Scored | None: # None: this share holds no question, and nothing is known yet
     "One row: asked where it was not, kept in `answers.jsonl` below `out`, scored."
     records = collect(exam, answerer, resolve(p.out)/"answers.jsonl", p.seed, p.samples, p.batch_size, p.part)
-    return score(exam, records, p.rules, extractor, p.seed) if records else None
+    return score(exam, records, p.rules, extractor, p.seed, p.samples) if records else None
 
 # %% ../../nbs/49_evaluation.ipynb #86cd535a
+def _engine(p): return dict(batch_size=p.batch_size, max_new_tokens=p.max_new_tokens) | (dict(temperature=p.temperature) if p.temperature else {})
+
 def put_cooper(p: EvalParameters, exam: Exam, cooper, name: str, extractor=None) -> list: # of `Scored`, one for each mode
     "A checkpoint in its modes."
-    options = dict(batch_size=p.batch_size, max_new_tokens=p.max_new_tokens) | (dict(temperature=p.temperature) if p.temperature else {})
-    traces = resolve(p.out)/"traces" if p.keep_traces else None
-    found = [put(p, exam, CooperAnswers(cooper, mode, name, traces, **options), extractor) for mode in p.modes]
+    found = [put(p, exam, cooper_answerer(p, cooper, name, mode), extractor) for mode in p.modes]
     return [s for s in found if s is not None]
+
+def cooper_answerer(p: EvalParameters, cooper, name: str, mode: str) -> CooperAnswers:
+    "A checkpoint in one mode, as these parameters have it."
+    return CooperAnswers(cooper, mode, name, resolve(p.out)/"traces" if p.keep_traces else None, **_engine(p))
 
 def put_model(p: EvalParameters, exam: Exam, name: str, spec: str, extractor=None) -> list: # of one `Scored`
     "Another model, hosted or local."
-    asker = open_model(spec, resolve(p.out)/"replies", p.key, p.device)
-    found = put(p, exam, HostedAnswers(asker, name, p.max_tokens, p.temperature), extractor)
+    found = put(p, exam, model_answerer(p, name, spec), extractor)
     return [] if found is None else [found]
 
+def model_answerer(p: EvalParameters, name: str, spec: str) -> HostedAnswers:
+    "Another model, as these parameters have it."
+    return HostedAnswers(open_model(spec, resolve(p.out)/"replies", p.key, p.device), name, p.max_tokens, p.temperature)
+
 # %% ../../nbs/49_evaluation.ipynb #4d236fed
+def missing(p: EvalParameters, exam: Exam, scored: list, drawn=(), worth=()) -> list: # of clauses; [] if nothing is
+    "What an evaluation still lacks: answers, rows, drawings, answers with other maps."
+    rows = len(p.named)*len(p.modes) + len(p.models)
+    lacks = [f"{' '.join(s.name)}: {len(s.rows)} of {s.expected} answers" for s in scored if not s.complete]
+    if len(scored) < rows: lacks.append(f"{len(scored)} of {rows} rows")
+    undrawn = [name for name, _ in p.named if name not in drawn]
+    unseen = [s.name[0] for s in scored if p.maps and s.name[1] == "cooperate" and s.name[0] not in worth and any(r["calls"] for r in s.rows)]
+    return lacks + [f"answers of {name} with other maps" for name in unseen] + ([f"no drawings of {', '.join(undrawn)}: the process with share 0 makes them"] if undrawn else [])
+
+def finish(p: EvalParameters, exam: Exam, scored: list, drawn=(), worth=(), **tables) -> Path: # the file that was written
+    "`results.json` below `out` if nothing is missing; else `incomplete.json`, which says what is."
+    lacks, tables = missing(p, exam, scored, drawn, worth), {k: t for k, t in tables.items() if t is not None}
+    partial = resolve(p.out)/"incomplete.json"
+    if not lacks: partial.unlink(missing_ok=True); return save_tables(p.out, **tables)
+    text = json.dumps(dict(incomplete="; ".join(lacks)) | {k: t.to_dict() for k, t in tables.items()}, indent=1)
+    with write_whole(partial) as aside: aside.write_text(text, encoding="utf-8")
+    return partial
+
+# %% ../../nbs/49_evaluation.ipynb #20e83228
 def constant_guesses(exam: Exam) -> dict: # id -> score
     "What the most common answer of its kind is worth for each question."
     counts = {}
@@ -151,7 +193,7 @@ def constant_guesses(exam: Exam) -> dict: # id -> score
     said = {i.id: exam.constants.get(i.id, common[i.kind, i.rule]) for i in exam.items}
     return {i.id: 0. if i.rule == "grade" or said[i.id] is None else scores(i, Reading("value", said[i.id]))["score"] for i in exam.items}
 
-# %% ../../nbs/49_evaluation.ipynb #0bc5a46c
+# %% ../../nbs/49_evaluation.ipynb #f161e1c4
 def told(scored: Scored) -> list: # of dicts, one for each question, in words that a person reads
     "The first answer to each question, with what was read, by whom, and what it is worth."
     items, blind = {i.id: i for i in scored.exam.items}, constant_guesses(scored.exam)
@@ -164,7 +206,7 @@ def told(scored: Scored) -> list: # of dicts, one for each question, in words th
             calls=r["calls"], tokens=r["tokens"], seconds=r["seconds"])
     return [one(r) for r in scored.rows if r["sample"] == 0]
 
-# %% ../../nbs/49_evaluation.ipynb #20e83228
+# %% ../../nbs/49_evaluation.ipynb #d2d201ac
 def _mean(rows, key): # of what is known
     known = [r[key] for r in rows if r[key] is not None]
     return float(np.mean(known)) if known else None
@@ -188,7 +230,7 @@ def answers(scored: list, seed: int = 0) -> Table: # of `Scored`, all of one pro
     if len({l["checkpoint"] for l in lines}) == 1: columns.pop("checkpoint")
     return Table(lines, columns, "Answers", f"Uniform: a guess among the choices. Constant: always the most common answer of the kind. Drawings, tokens and seconds are per question. {protocol_card(scored)}")
 
-# %% ../../nbs/49_evaluation.ipynb #d2d201ac
+# %% ../../nbs/49_evaluation.ipynb #29b695cd
 def for_figure(table: Table, most: int = 8) -> Table | None: # None: nothing was judged
     "The kinds with the most questions, and all of them together, as `accuracy_figure` draws them."
     series = {(r["checkpoint"], r["mode"]) for r in table.rows}
@@ -198,7 +240,7 @@ def for_figure(table: Table, most: int = 8) -> Table | None: # None: nothing was
     kept = {"all", *sorted((k for k in there if k != "all"), key=lambda k: -n[k])[:most]} & set(there)
     return Table([r for r in table.rows if r["kind"] in kept], table.columns, table.title, table.note) if kept else None
 
-# %% ../../nbs/49_evaluation.ipynb #3c0cdb8e
+# %% ../../nbs/49_evaluation.ipynb #34aa78c0
 def changes(scored: list, first: str, last: str) -> Table | None: # None: no mode was asked of both
     "What changed from one model to another, in every mode that both were asked in: differences in points, and the exact sign test."
     same_protocol(scored, "changes")
@@ -210,7 +252,132 @@ def changes(scored: list, first: str, last: str) -> Table | None: # None: no mod
     rows = [dict(mode=b.name[1]) | r for (_, b), t in zip(pairs, tables) for r in t.rows]
     return Table(rows, dict(mode="mode") | tables[0].columns, f"From {first} to {last}", f"Points on the same questions; better: worth more than before. An interval that holds 0 shows no sure change. {protocol_card(scored)}")
 
-# %% ../../nbs/49_evaluation.ipynb #34aa78c0
+# %% ../../nbs/49_evaluation.ipynb #f25fed18
+def readings(scored: Scored) -> Table | None: # None: nobody but the rules read
+    "Replies that rules and judge read differently, with the score by each in the note."
+    if scored.extractor == "none": return None
+    items, rows = {i.id: i for i in scored.exam.items}, [r for r in scored.rows if r["sample"] == 0 and r["reply"] is not None]
+    asked = [items[r["id"]] for r in rows]
+    ruled = [read_item(i, r["reply"], scored.rules) for i, r in zip(asked, rows)]
+    judged = [Reading(r["outcome"], r["value"], r["why"], r["by"]) for r in rows]
+    table = disagreement(asked, [r["reply"] for r in rows], {"rules": ruled, scored.extractor: judged})
+    return Table(table.rows, table.columns, f"{' '.join(scored.name)}: {table.title}", table.note)
+
+# %% ../../nbs/49_evaluation.ipynb #dd1d3c07
+def put_edits(p: EvalParameters, exam: Exam, base: list, make, extractor=None) -> list: # of Tables, one for each row of `base`; make: function of a mode -> answerer
+    "What changes if the pictures are taken away, or the words are changed."
+    tables = []
+    for s in (s for s in base if p.edits and s.complete):
+        found, not_so = {}, []
+        for name in p.edits:
+            if name == "none" and s.name[1] in ("perceive", "cooperate"): not_so.append(f"none: mode {s.name[1]} needs a picture"); continue
+            try: other = blind(exam, name, p.seed) if name in BLIND else edited(exam, name)
+            except ValueError as e: not_so.append(str(e)); continue
+            after = put(p, other, make(s.name[1]), extractor)
+            if after is not None and after.complete: found[name] = after
+        if found: t = changed(s, found); tables.append(Table(t.rows, t.columns, t.title, t.note + (f" Left out: {'; '.join(not_so)}." if not_so else "")))
+    return tables
+
+# %% ../../nbs/49_evaluation.ipynb #ea74809d
+def regrets(scored: list) -> list: # of Tables, one for each checkpoint that was asked in the modes it takes
+    "Regret of calling and of not calling, with modes `reason` (or `direct`) and `perceive` as the other choice."
+    of = {s.name: s for s in scored}
+    def one(n):
+        without = of.get((n, "reason")) or of.get((n, "direct"))
+        if without is None or (n, "perceive") not in of: return None
+        try: return regret(of[n, "cooperate"], without, of[n, "perceive"])
+        except ValueError as e: return Table([], dict(kind="kind"), n, str(e)) # nothing was judged in all three
+    return [t for n, m in of if m == "cooperate" for t in [one(n)] if t is not None]
+
+@dataclass(eq=False)
+class Worth:
+    "What the maps of one checkpoint are good for."
+    base: Scored # mode cooperate
+    found: dict # which map -> `Scored`
+    help: Table # of `map_help`
+    regret: Table # of `choice_regret`: the other choice after the same thought
+    shown: object # of `shown_maps`, for the first question
+
+def truths(p: EvalParameters): # function of an item -> Case, or None where nobody knows
+    listing = resolve(p.data)/"amg.jsonl"
+    if p.benchmark != "scenes" or not listing.is_file(): return None
+    rows = {r.rgb: r for r in read_amg(listing, pictures=False)}
+    return lambda item: read_case(rows[item.pictures[0].path])
+
+def put_maps(p: EvalParameters, cooper, base: Scored, extractor=None) -> Worth | None: # None: no `maps`, nothing drawn, or not all answers are there yet
+    "Ask once more with other maps, and for the other choice; kept in `answers.jsonl` too."
+    cases, drew = truths(p), any(r["calls"] for r in base.rows)
+    maps = [m for m in MAPS if (m in p.maps or "all" in p.maps and (m != "true" or cases)) or m == "drawn"]
+    if not p.maps or not drew or not base.complete: return None
+    out, traces = resolve(p.out)/"answers.jsonl", resolve(p.out)/"traces"
+    found = with_maps(cooper, base, out, maps, cases, traces, p.seed, share=p.part, rules=p.rules, extractor=extractor, **_engine(p))
+    other = collect(base.exam, OtherChoice(cooper, base, traces=traces, **_engine(p)), out, p.seed, 1, p.batch_size, p.part)
+    if set(found) != set(maps) or not other or not all(s.complete for s in found.values()): return None # another process is still at it
+    regrets = choice_regret(base, score(base.exam, other, p.rules, extractor, p.seed, 1))
+    return Worth(base, found, map_help(found), regrets, shown_maps(cooper, base, found, cases, seed=p.seed))
+
+# %% ../../nbs/49_evaluation.ipynb #28676a7c
+@dataclass(frozen=True)
+class Source:
+    "Published numbers of one benchmark."
+    exam: str # name of ours
+    title: str
+    rows: tuple # of (model, prompt, numbers in percent, in the order of `ours`; None: not given)
+    ours: dict # heading -> our measure; "": we have none
+    may: str # what may be compared
+    may_not: str
+    doubted: tuple = () # places of rows with numbers that no count of questions gives
+
+_CV = dict(Count="Count", Relation="Relation", Depth="Depth", Distance="Distance")
+_PALI = (("PaliGemma 2 mix", "greedy", (64.00, 77.08, 51.83, 14.83, 52.16)), ("PaliGemma 2 mix, GRPO v1 on SAT", "greedy", (65.10, 78.41, 56.83, 18.00, 54.77)),
+    ("PaliGemma 2 mix, SFT on SAT", "greedy", (65.07, 80.92, 61.67, 59.50, 66.79)), ("PaliGemma 2 mix, GRPO v2 on SAT", "greedy", (65.60, 84.92, 76.33, 62.67, 72.38)),
+    ("PaliGemma 2 mix", "scene graph", (36.79, 62.13, 63.00, 52.50, 53.57)), ("PaliGemma 2 mix, SFT on SAT", "scene graph", (40.13, 66.00, 53.50, 68.67, 57.07)))
+def possible(percent: float, *counts: int) -> bool: # of how many questions it may be a share
+    "Is there a whole number of right answers that gives this percentage, rounded or cut to two digits?"
+    return any(abs(percent - 100*k/n) < .0101 for n in counts for k in (int(percent*n/100), int(percent*n/100) + 1))
+
+_CV_ROWS = (*_PALI, *((r["model"], r["prompt"], (r["count"], r["relation"], r["depth"], r["distance"], r["total"])) for r in STUDY))
+_study = lambda rows: tuple((r["model"], r["prompt"], (r["accuracy"],)) for r in rows)
+SOURCES = (
+    Source("sibench", "SIBench: the leaderboard of its site", (
+        ("GPT-5", "", (63.41, 69.34, 61.58, 62.96)), ("Doubao-Seed-1.6-Vision", "", (60.12, 67.97, 57.12, 68.01)), ("Gemini-2.5-Pro", "", (58.83, 64.25, 55.59, 80.17)),
+        ("InternVL-3.5-38B", "", (52.52, 57.26, 51.34, 48.15)), ("InternVL-3-78B", "", (51.97, None, None, None)), ("Qwen2.5-VL-72B", "", (51.14, None, None, None)),
+        ("LLaVA-OV-72B", "", (51.03, None, None, None)), ("LLaVA-OV-7B", "", (48.44, None, None, None)), ("Gemini-2.5-Flash", "", (43.89, None, None, None)),
+        ("GPT-4o-mini", "", (42.78, None, None, None)), ("Qwen2.5-VL-7B", "", (41.72, None, None, None))),
+        {"Overall": "", "BP": "", "SU": "", "Planning": ""}, "the order of models, with care",
+        "the numbers: theirs are over all 23 settings with video, ours over settings of pictures; their replies of thinking models were cleaned by Gemini-1.5-Flash first, and how levels are weighted is not said"),
+    Source("sibench", "SIBench-mini: the leaderboard of its site", (("GPT-5", "", (69.06,)), ("Gemini-2.5-Pro", "", (62.95,)), ("InternVL-3.5-38B", "", (53.55,))), {"Overall": ""},
+        "the order of models, with care", "the numbers: theirs have videos, and another selection of questions"),
+    Source("cv-bench", "CV-Bench: a study of PaliGemma, Qwen2.5-VL-7B and Llama-4-Scout", _CV_ROWS, _CV | dict(Total=""), "Count, Relation, Depth and Distance of a greedy answer to the row's own prompt, on the whole file (788, 650, 600, 600 questions)",
+        "Total, which is the mean over tasks in some rows and over questions in others (and 52.16 and 54.77 are neither: their tasks give 51.94 and 54.59), and is never the owner's official score; Count of PaliGemma, which was asked on 750 of the 788 questions; pass@4, whose chance level is 94 % where there are two options",
+        doubted=tuple(n for n, (*_, v) in enumerate(_CV_ROWS) if not (possible(v[0], 788, 750) and possible(v[1], 650) and possible(v[2], 600) and possible(v[3], 600)))),
+    Source("cv-bench", "CV-Bench, counting only: SpaceQwen", (("Qwen2.5-VL-3B", "", (21.05,)), ("SpaceQwen2.5-VL-3B", "", (64.21,))), {"Count": ""}, "nothing",
+        "the numbers: replies without a number left the denominator, and the two cannot have been counted on the same questions", doubted=(0,)),
+    Source("clevr-cogent", "CLEVR-CoGenT ValB", (*_study(PUBLISHED_CLEVR), ("Qwen2.5-VL-3B, counting only", "", (81.10,)), ("SpaceQwen2.5-VL-3B, counting only", "", (79.46,)), ("PaliGemma mix-448 (JAX)", "", (38.52,))), dict(accuracy="overall"),
+        "zero-shot rows, on the same 5000 questions", "rows that count only: invalid replies left their denominator; the three of PaliGemma 2 mix with a description: other questions (10 000, one for each picture)"),
+    Source("vsr", "VSR", (*_study(PUBLISHED_VSR), ("PaliGemma", "first 1000 of random dev", (72.50,))), dict(accuracy="overall"), "nothing without the same split, which is not said for the hosted models",
+        "the numbers as they are: the question around the caption differs, and is ours here"),
+    Source("sat", "SAT", (*_study(PUBLISHED_SAT), ("Qwen2.5-VL-3B, counting only", "training questions", (70.49,)), ("SpaceQwen2.5-VL-3B, counting only", "training questions", (76.60,))), dict(accuracy="overall"),
+        "'none' with our numbers on the validation file, with care: the order of options was drawn anew by both", "the counting rows: they were asked on training data, with a hint that the answer is a number"),
+    Source("pixmo-count", "pixmo-count", (("Qwen2.5-VL-3B", "", (44.81,)), ("SpaceQwen2.5-VL-3B", "", (45.37,))), dict(accuracy=""), "nothing",
+        "the numbers: theirs are on its training part (whose pictures vanish from the web), and replies without a number left the denominator"))
+
+def beside(scored: list) -> list: # of Tables, one for each source about this benchmark
+    "What others published on the benchmark of some rows, ours below it where it may be compared."
+    same_protocol(scored, "beside")
+    return [_beside(s, scored) for s in SOURCES if s.exam == scored[0].exam.name]
+
+def _beside(source, scored):
+    heads = [*source.ours]
+    rows = [dict(model=m, prompt=how, **{h: None if v is None else v/100 for h, v in zip(heads, values)}, doubt="*" if n in source.doubted else "") for n, (m, how, values) in enumerate(source.rows)]
+    for s in scored if any(source.ours.values()) else ():
+        found = {m.name: m for m in s.measures}
+        rows.append(dict(model=f"ours: {' '.join(s.name)}", prompt="", doubt="") | {h: found[m].estimate(s.seed) for h, m in source.ours.items() if m in found})
+    marked = " * holds a number that no count of those questions gives." if source.doubted else ""
+    columns = dict(model="model", prompt="prompt") | {h: f"{h} %" for h in heads} | (dict(doubt="") if source.doubted else {})
+    return Printed(rows, columns, source.title, f"May be compared: {source.may}. May not: {source.may_not}.{marked}")
+
+# %% ../../nbs/49_evaluation.ipynb #c60d89eb
 def _short(text, n): return "–" if text is None else (" ".join(text.split()) if len(" ".join(text.split())) <= n else "… " + " ".join(text.split())[2 - n:])
 
 def replies(scored: Scored, count: int = 8) -> Table:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import base64, binascii, csv, hashlib, io, json, re
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from string import ascii_uppercase
 import numpy as np
@@ -103,8 +104,8 @@ class RowPicture:
         "ValueError names the row."
         try: return Image.open(io.BytesIO(self.read())).convert("RGB")
         except (OSError, SyntaxError) as e: raise ValueError(f"{self.at}: its picture cannot be read ({e})") from None
-    @property
-    def hash(self) -> str: return hashlib.sha256(self.read()).hexdigest()[:16]
+    @cached_property
+    def hash(self) -> str: return hashlib.sha256(self.read()).hexdigest()[:16] # many ask for it: records, stamps, names of traces
 
 def listed(value) -> list: # of texts, or of what a list of the file holds
     "The members of a cell that may be a list: a real one, or \"['a', 'b']\" as text."
@@ -530,9 +531,11 @@ def _sat(rows, by_id, root, seed=0, **_):
 def _clevr(rows, by_id, root, **_):
     def one(n, r):
         m = re.search(r"<answer>(.*?)</answer>", r.text("solution"), re.S)
-        if not m or only_number(m[1]) is None: raise r.fault("solution", "<answer> with a number </answer>")
-        return _item(r, n, root, by_id, "integer", question=r.text("problem"), prompt=r.text("problem"), answer=m[1].strip(), kind=r.text("kind", "count"))
-    return [one(n, r) for n, r in by_id.items()], _usual, "Counting: the row's problem as it is; equality of numbers.", {}
+        said = m[1].strip() if m else ""
+        word = dict(yes="yes", true="yes", no="no", false="no").get(normalise(said)) # some of these files ask such questions, too
+        if word is None and only_number(said) is None: raise r.fault("solution", "<answer> with a number, or yes or no </answer>")
+        return _item(r, n, root, by_id, "yes_no" if word else "integer", question=r.text("problem"), prompt=r.text("problem"), answer=word or said, kind=r.text("kind", "yes or no" if word else "count"))
+    return [one(n, r) for n, r in by_id.items()], _usual, "CLEVR: the row's problem as it is; equality of numbers, or of yes and no.", {}
 
 def _pixmo(rows, by_id, root, **_):
     def shot(r):

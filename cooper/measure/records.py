@@ -9,15 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 from ..core import progress, read_jsonl, resolve, root, seed_for, write_whole
 from .benchmarks import Table, bootstrap
-from ..reason.hosted import weights_hash
+from ..reason.hosted import say, weights_hash
 from .protocols import Exam, read_item, scores
 from ..model.traces import Trace
 from ..reason.answers import Reading
 
 # %% auto #0
-__all__ = ['PUBLISHED', 'COMPARABLE', 'OURS', 'SIZES', 'Answered', 'Plain', 'CooperAnswers', 'read_trace', 'HostedAnswers',
-           'append', 'read_records', 'collect', 'Scored', 'score', 'same_protocol', 'protocol_card', 'results',
-           'details', 'sign_test', 'paired', 'holm', 'against', 'pass_at_k', 'passes', 'differs', 'published']
+__all__ = ['PUBLISHED', 'COMPARABLE', 'GROUPS', 'OURS', 'SIZES', 'Answered', 'Plain', 'dtype_of', 'CooperAnswers', 'read_trace',
+           'HostedAnswers', 'append', 'read_records', 'collect', 'Scored', 'score', 'same_protocol', 'protocol_card',
+           'results', 'details', 'sign_test', 'paired', 'holm', 'against', 'pass_at_k', 'passes', 'differs', 'Printed',
+           'published']
 
 # %% ../../nbs/47_records.ipynb #17b975fb
 @dataclass
@@ -45,22 +46,30 @@ class Plain:
         return done
 
 # %% ../../nbs/47_records.ipynb #ff6b25ee
+def dtype_of(model) -> str:
+    "What a model calculates with: 'float32', 'bfloat16'."
+    return str(getattr(model, "dtype", None) or next(model.parameters()).dtype).removeprefix("torch.")
+
 class CooperAnswers:
     "A COOPER checkpoint in one mode, batched through its engine."
     def __init__(self, cooper, mode: str = "cooperate", name: str = "cooper", traces=None, **options): # options of the engine
-        self.cooper, self.mode, self.name, self.options = cooper, mode, name, options
+        self.cooper, self.mode, self.name = cooper, mode, name
+        self.options = getattr(cooper, "_setting", lambda what: {})("ask") | options # a protocol with the settings behind the published numbers has several samplers
         self.traces = None if traces is None else resolve(traces)
-        self._weights = weights_hash(cooper.model)
+        self._weights, self._dtype = weights_hash(cooper.model), dtype_of(cooper.model)
+        self._sampler = getattr(cooper.engine(**self.options), "sampler", None) # as it comes out of protocol, thought and options
     def config(self) -> dict:
         kept = {k: v for k, v in self.options.items() if k != "batch_size"} # the batch changes nothing
-        return dict(weights=self._weights, protocol=self.cooper.processor.protocol, mode=self.mode, options=kept)
+        return dict(weights=self._weights, dtype=self._dtype, protocol=self.cooper.processor.protocol, mode=self.mode, options=kept, sampler=self._sampler and vars(self._sampler))
     def ask(self, items, seeds):
         engine, start = self.cooper.engine(**self.options), time.perf_counter()
-        words = [f"{i.system}\n{i.prompt}" if i.system else i.prompt for i in items]
-        shown = [[p.open() for p in i.pictures] for i in items]
-        found = engine.run([engine.request(s[0] if len(s) == 1 else s, w, self.mode, seed) for s, w, seed in zip(shown, words, seeds)])
+        found = engine.run(self._requests(engine, items, seeds))
         each = (time.perf_counter() - start)/len(items)
         return [self._answered(t, i, seed, each) for t, i, seed in zip(found, items, seeds)]
+    def _requests(self, engine, items, seeds):
+        words = [f"{i.system}\n{i.prompt}" if i.system else i.prompt for i in items]
+        shown = [[p.open() for p in i.pictures] for i in items]
+        return [engine.request(s[0] if len(s) == 1 else s, w, self.mode, seed) for s, w, seed in zip(shown, words, seeds)]
     def _answered(self, trace, item, seed, seconds):
         last = trace.written[-1] if trace.written else None
         return Answered(last.text if last else "", trace.tokens, round(seconds, 3), len(trace.drawn), self._keep(trace, item, seed), truncated=bool(last and last.truncated))
@@ -82,12 +91,15 @@ class HostedAnswers:
     mode = "direct"
     def __init__(self, asker, name: str = "", max_tokens: int = 1024, temperature: float = 0.):
         self.asker, self.name, self.max_tokens, self.temperature = asker, name or asker.name, max_tokens, temperature
-    def config(self): return dict(self.asker.settings(), max_tokens=self.max_tokens, temperature=self.temperature)
+    def config(self):
+        here = getattr(getattr(self.asker, "cooper", self.asker), "model", None) # a model on this machine
+        return dict(self.asker.settings(), max_tokens=self.max_tokens, temperature=self.temperature) | (dict(dtype=dtype_of(here)) if hasattr(here, "parameters") else {})
     def ask(self, items, seeds):
         from cooper.reason.hosted import Chat, system, user
         def chat(i, seed):
             turns = [system(i.system)] if i.system else []
-            return Chat([*turns, user(*[p.open() for p in i.pictures], i.prompt)], self.max_tokens, self.temperature, seed[-1] if self.temperature else 0)
+            sample = seed_for("hosted", *seed) if self.temperature else 0 # of run, question and number: two runs with other seeds share no reply
+            return Chat([*turns, user(*[p.open() for p in i.pictures], i.prompt)], self.max_tokens, self.temperature, sample)
         replies = self.asker.ask([chat(i, s) for i, s in zip(items, seeds)], show=False)
         return [Answered(r.text, r.completion_tokens, r.seconds, error=r.error, truncated=r.truncated) for r in replies]
 
@@ -126,10 +138,24 @@ def _stamp(item, answerer_config, seed, sample, hashes):
     what = [item.id, item.system, item.prompt, hashes, answerer_config, seed, sample]
     return hashlib.sha256(json.dumps(what, ensure_ascii=False, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
-def _record(exam, item, answerer, got, seed, sample, stamp, hashes, config):
+def _brief(config) -> dict: # of an answerer, for its records: long things as a hash
+    flat = {f"{k}.{n}" if n else k: x for k, v in config.items() for n, x in (v.items() if isinstance(v, dict) and k != "protocol" else [("", v)])}
+    text = {k: json.dumps(v, sort_keys=True, default=str) for k, v in flat.items()}
+    return {k: t if len(t) <= 40 else hashlib.sha256(t.encode()).hexdigest()[:12] for k, t in text.items()}
+
+def _otherwise(rows, answerer, jobs, seed, hashes, settings): # why records of the same name and questions are not taken; '' if there are none
+    wanted = {(i.id, k): (s, i.system, i.prompt, hashes[i.id]) for i, k, s in jobs}
+    same = lambda r, w: w and (r["stamp"] != w[0]) and [r.get("system"), r.get("prompt"), r.get("pictures")] == list(w[1:])
+    old = [r for r in rows if (r.get("model"), r.get("mode"), r.get("seed")) == (answerer.name, answerer.mode, seed) and same(r, wanted.get((r["id"], r.get("sample"))))]
+    if not old: return ""
+    had = old[-1].get("settings")
+    changed = [] if had is None else [f"{k} was {had.get(k, 'not said')}, now {settings.get(k, 'not said')}" for k in sorted({*had, *settings}) if had.get(k) != settings.get(k)]
+    return f"{len(old)} answers are there that were made otherwise, and are not taken: " + ("; ".join(changed[:4]) or "they were written before records said with which dtype and sampler")
+
+def _record(exam, item, answerer, got, seed, sample, stamp, hashes, config, settings):
     return dict(id=item.id, sample=sample, stamp=stamp, key=exam.key, exam=exam.name, model=answerer.name, mode=answerer.mode, kind=item.kind, system=item.system, prompt=item.prompt,
                 pictures=hashes, truth=item.said, reply=got.text, seconds=got.seconds, tokens=got.tokens, calls=got.calls, trace=got.trace, truncated=got.truncated, error=got.error,
-                seed=seed, config=config)
+                seed=seed, config=config, settings=settings)
 
 def collect(
     exam: Exam, answerer, # `Plain`, `CooperAnswers`, `HostedAnswers`
@@ -141,25 +167,28 @@ def collect(
     "Ask what was not answered yet. Each record is on disk as soon as its batch is back."
     rank, world = share
     if not 0 <= rank < world: raise ValueError(f"share is {share}; expected (rank, processes) with 0 <= rank < processes")
-    about, known = answerer.config(), {r["stamp"]: r for r in read_records(out) if r["reply"] is not None}
+    about, rows = answerer.config(), read_records(out)
+    known, settings = {r["stamp"]: r for r in rows if r["reply"] is not None}, _brief(about)
     config = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:12]
     hashes = {}
     for i in exam.items: hashes[i.id] = [p.hash for p in i.pictures]
     jobs = [(i, k, _stamp(i, about, seed, k, hashes[i.id])) for i in exam.items for k in range(samples)]
     todo = [(i, k, s) for n, (i, k, s) in enumerate(jobs) if n % world == rank and s not in known]
+    why = _otherwise(rows, answerer, [j for j in jobs if j[2] not in known], seed, hashes, settings)
+    if why: say(f"{resolve(out)}, {answerer.name} {answerer.mode}: {why}")
     with progress(total=len(todo), desc=f"{exam.name}, {answerer.name} {answerer.mode}") as bar:
         for at in range(0, len(todo), batch_size):
             part = todo[at:at + batch_size]
             got = answerer.ask([i for i, _, _ in part], [(seed, answerer.mode, i.id, k) for i, k, _ in part])
             for (i, k, s), a in zip(part, got):
-                row = _record(exam, i, answerer, a, seed, k, s, hashes[i.id], config)
+                row = _record(exam, i, answerer, a, seed, k, s, hashes[i.id], config, settings)
                 append(out, row); bar.update()
                 known[s] = row
     if world > 1: known = known | {r["stamp"]: r for r in read_records(out) if r["reply"] is not None}
     now = lambda i: dict(model=answerer.name, exam=exam.name, key=exam.key, kind=i.kind, truth=i.said) # asked alike before: in a smaller exam, under another name, with labels that were corrected since
     return [known[s] | now(i) for i, _, s in jobs if s in known]
 
-# %% ../../nbs/47_records.ipynb #fb045002
+# %% ../../nbs/47_records.ipynb #01988209
 @dataclass(eq=False)
 class Scored:
     "The answers of one model in one mode, scored."
@@ -168,6 +197,11 @@ class Scored:
     rules: str = "cooper" # see `score`
     extractor: str = "none" # who read what rules left, and how
     seed: int = 0
+    samples: int = 1 # answers asked for to each question
+    @property
+    def expected(self) -> int: return len(self.exam)*self.samples # records of a complete set
+    @property
+    def complete(self) -> bool: return len(self.rows) == self.expected
     @property
     def protocol(self) -> str: # what must be the same in two rows of a table
         return f"{self.exam.name} {self.exam.key}, rules {self.rules}, extractor {self.extractor}"
@@ -187,6 +221,7 @@ def score(
     rules: str = "cooper", # or 'published': the owner's, where they differ
     extractor=None, # of `cooper.measure.extraction`: for what the rules leave
     seed: int = 0, # of the intervals
+    samples: int | None = None, # answers asked for to each question; None: as many as the records show
 ) -> Scored:
     "ValueError for records of another exam, or of more than one answerer."
     if not records: raise ValueError("score: there are no records; expected those of `collect`")
@@ -198,7 +233,7 @@ def score(
     found = [read_item(items[r["id"]], r["reply"], rules) if r["reply"] is not None else Reading("unjudged", why=r["error"] or "no reply came") for r in records]
     if extractor is not None: found = _extracted(extractor, [items[r["id"]] for r in records], records, found)
     rows = [r | dict(outcome=f.outcome, value=f.value, by=f.by, why=f.why, scores=scores(items[r["id"]], f)) for r, f in zip(records, found)]
-    return Scored(exam, rows, rules, getattr(extractor, "label", "none"), seed)
+    return Scored(exam, rows, rules, getattr(extractor, "label", "none"), seed, samples or max(r["sample"] for r in records) + 1)
 
 def _extracted(extractor, items, records, found):
     left = [n for n, f in enumerate(found) if records[n]["reply"] is not None and (extractor.everything or not f)]
@@ -206,7 +241,7 @@ def _extracted(extractor, items, records, found):
     for n, r in zip(left, read): found[n] = r
     return found
 
-# %% ../../nbs/47_records.ipynb #eca39a9e
+# %% ../../nbs/47_records.ipynb #20e132bd
 def _share(rows, test): return sum(map(test, rows))/len(rows)
 def _mean(rows, key):
     known = [r[key] for r in rows if r[key] is not None]
@@ -219,8 +254,10 @@ def same_protocol(scored: list, where: str): # of `Scored`
     if odd: raise ValueError(f"{where}: rows of different protocols cannot be compared: '{scored[0].protocol}' and '{odd.protocol}'")
 
 def protocol_card(scored: list) -> str: # stands under every table
-    "What was asked, how it was read and counted."
-    return f"{scored[0].exam.card} Protocol: {scored[0].protocol}. Unjudged answers are in no score."
+    "What was asked, how it was read and counted, and what is still missing."
+    missing = [f"{' '.join(s.name)} {len(s.rows)} of {s.expected} answers" for s in scored if not s.complete]
+    left = f"INCOMPLETE, no result yet: {'; '.join(missing)}. " if missing else ""
+    return f"{left}{scored[0].exam.card} Protocol: {scored[0].protocol}. Unjudged answers are in no score."
 
 def results(scored: list) -> Table: # of `Scored`
     "A row per model and mode. ValueError for rows of different protocols."
@@ -235,7 +272,7 @@ def results(scored: list) -> Table: # of `Scored`
             calls=_mean(rows, "calls"), tokens=_mean(rows, "tokens"), seconds=_mean(rows, "seconds")))
     columns = dict(model="model", mode="mode", n="n", asked="asked %", score=f"{scored[0].measures[0].name} [95 %]", chance="chance %", valid="valid answers %", rule="judged by rule",
                    model_read="by model", unjudged="unjudged", calls="drawings", tokens="tokens", seconds="seconds")
-    return Table(lines, columns, scored[0].exam.name, protocol_card(scored))
+    return Table(lines, columns, scored[0].exam.name + (", incomplete" if any(not s.complete for s in scored) else ""), protocol_card(scored))
 
 def details(*scored: Scored) -> Table:
     "Every number the owner counts, with n and interval; a column for each model and mode."
@@ -247,7 +284,7 @@ def details(*scored: Scored) -> Table:
     title = f"{scored[0].exam.name}: {' '.join(scored[0].name)}" if len(scored) == 1 else f"{scored[0].exam.name}, as its owner counts"
     return Table(list(lines.values()), dict(measure="measure", n="n") | heads | dict(chance="chance %"), title, protocol_card(scored))
 
-# %% ../../nbs/47_records.ipynb #a51c1013
+# %% ../../nbs/47_records.ipynb #de5d5723
 def sign_test(wins: int, losses: int) -> float:
     "Two-sided probability of a split at least this uneven, if either side were as likely."
     n, k = wins + losses, min(wins, losses)
@@ -271,7 +308,7 @@ def paired(before: Scored, after: Scored) -> Table:
     columns = dict(kind="kind", n="n", before="before %", after="after %", difference="difference [95 %]", better="better", worse="worse", p="p (sign test)")
     return Table(rows, columns, f"{' '.join(after.name)} less {' '.join(before.name)}", f"Question by question, in points. {after.protocol}.")
 
-# %% ../../nbs/47_records.ipynb #3b6798ae
+# %% ../../nbs/47_records.ipynb #cc8a7c34
 def holm(ps: list) -> list:
     "Probabilities corrected for their number, in the same order."
     order, worst, out = sorted(range(len(ps)), key=lambda k: ps[k]), 0., [0.]*len(ps)
@@ -290,7 +327,7 @@ def against(scored: list) -> Table: # of `Scored`, two or more
     columns = dict(model="model", mode="mode", n="n", difference="difference [95 %]", better="better", worse="worse", p="p (sign test)", holm="p (Holm)")
     return Table(rows, columns, f"Less {' '.join(first.name)}", f"Question by question, in points; p (Holm): corrected for {len(rows)} comparisons. {protocol_card(scored)}")
 
-# %% ../../nbs/47_records.ipynb #2f2644d0
+# %% ../../nbs/47_records.ipynb #757f3d59
 def pass_at_k(n: int, c: int, k: int) -> float:
     "Unbiased pass@k of n answers, c of them right."
     if not 1 <= k <= n or not 0 <= c <= n: raise ValueError(f"pass@{k} of {n} answers with {c} right; expected 1 <= k <= n and 0 <= c <= n")
@@ -310,12 +347,15 @@ def passes(scored: Scored, ks=(1, 2, 4, 8)) -> Table:
                          chance=None if None in luck else float(np.mean([1 - (1 - p)**k for p in luck]))))
     return Table(rows, dict(k="k", n="questions", score="pass@k [95 %]", chance="chance %"), f"{scored.exam.name}: {' '.join(scored.name)}", f"Chance: k independent guesses. {protocol_card([scored])}")
 
-# %% ../../nbs/47_records.ipynb #8091b66f
-PUBLISHED = dict(BAGEL=(43.57, 47.52, 74.33, 72.22, 64.81), **{"BAGEL-PE": (48.25, 51.48, 72.66, 69.44, 55.41), "BAGEL-RE": (43.98, 48.51, 75.33, 77.77, 65.59),
-    "COOPER": (50.07, 57.42, 78.66, 80.55, 65.41), "Qwen3VL-8B": (50.13, 64.35, 77.33, 84.25, 60.45), "InternVL3.5-8B": (50.13, 49.50, 76.33, 83.33, 81.51),
-    "GPT-5": (58.86, 48.51, 85.33, 84.25, 75.27)}) # the paper's main table, in percent
+# %% ../../nbs/47_records.ipynb #98438071
+PUBLISHED = {"GPT-5": (58.86, 48.51, 85.33, 84.25, 75.27), "GPT-4o": (49.48, 49.50, 84.66, 82.40, 76.92), "Qwen3VL-32B": (55.49, 63.36, 82.66, 86.11, 71.51),
+    "Qwen3VL-8B": (50.13, 64.35, 77.33, 84.25, 60.45), "InternVL3.5-38B": (53.61, 48.51, 80.66, 87.03, 83.85), "InternVL3.5-8B": (50.13, 49.50, 76.33, 83.33, 81.51),
+    "Janus-Pro-7B": (42.73, 53.46, 62.33, 60.18, 48.53), "Liquid-7B": (38.63, 39.60, 58.33, 41.66, 24.81), "BAGEL": (43.57, 47.52, 74.33, 72.22, 64.81),
+    "BAGEL-PE": (48.25, 51.48, 72.66, 69.44, 55.41), "BAGEL-RE": (43.98, 48.51, 75.33, 77.77, 65.59), "COOPER": (50.07, 57.42, 78.66, 80.55, 65.41)} # the paper's main table, in percent, cut after two digits
 COMPARABLE = {"SIBench": "sibench, overall, with everything read by a model (DeepSeek-V3 there)", "Q-Spatial": "q-spatial on QSpatial_plus, δ < 2, read by a model",
     "MMVP": "mmvp, individual (not pairs), labels='original'", "MMBench": "mmbench on MMBench_V11_MINI, circular", "MM-Vet": "nothing: the grader was DeepSeek-V3, others use GPT-4"} # column -> our number
+
+GROUPS = 108 # of MMBench_V11_MINI: every number of that column is so many 108ths
 
 OURS = {"sibench": ("SIBench", "overall"), "q-spatial": ("Q-Spatial", "δ < 2"), "mmvp": ("MMVP", "individual"), "mmbench": ("MMBench", "circular"), "mm-vet": ("MM-Vet", "overall")} # exam -> column, our measure
 SIZES = {"q-spatial": 101, "mmvp": 300, "mm-vet": 218} # questions of the published numbers
@@ -325,13 +365,18 @@ def differs(scored: Scored) -> list: # of clauses; [] where the protocol is that
     exam, out, groups = scored.exam, [], {i.group for i in scored.exam.items}
     asked = len({r["id"] for r in scored.rows})
     if asked < len(exam): out.append(f"{asked} of {len(exam)} questions were asked")
+    elif not scored.complete: out.append(f"{len(scored.rows)} of {scored.expected} answers are there")
     if exam.name in SIZES and len(exam) != SIZES[exam.name]: out.append(f"{len(exam)} questions, {SIZES[exam.name]} there")
-    if exam.name == "mmbench" and len(groups) != 216: out.append(f"{len(groups)} groups, 216 (MMBench_V11_MINI) there")
+    if exam.name == "mmbench" and len(groups) != GROUPS: out.append(f"{len(groups)} groups, {GROUPS} (MMBench_V11_MINI) there")
     if exam.name == "sibench": out.append("the paper's selection of rows is not published")
     if exam.name == "mmvp" and "labels corrected" in exam.about: out.append("corrected labels, the original ones there")
     if "deepseek" not in scored.extractor.lower(): out.append(f"read by rules{'' if scored.extractor == 'none' else f' and {scored.extractor}'} (by DeepSeek-V3 there)")
     elif not scored.extractor.endswith("published, everything") and exam.name != "mm-vet": out.append("the judge read only some, or by another prompt")
     return out
+
+class Printed(Table):
+    "Published percentages as they were printed, with two digits."
+    def cell(self, row, key): return f"{100*v:.2f}" if isinstance(v := row.get(key), float) else Table.cell(self, row, key)
 
 def published(scored=()) -> Table: # of `Scored`, all of one protocol
     "The COOPER paper's table, our rows below it, and which of our numbers is the same thing."
@@ -344,4 +389,4 @@ def published(scored=()) -> Table: # of `Scored`, all of one protocol
         found = next((m for m in s.measures if m.name == measure), None)
         rows.append({"model": f"ours: {' '.join(s.name)}", column: found and found.estimate(s.seed), "differs": "; ".join(differs(s))})
     columns = dict(model="model") | {c: f"{c} %" for c in COMPARABLE} | (dict(differs="not the same as there") if any("differs" in r for r in rows) else {})
-    return Table(rows, columns, "Published with COOPER", note)
+    return Printed(rows, columns, "Published with COOPER", note)

@@ -4,19 +4,26 @@
 
 # %% ../../nbs/44_robustness.ipynb #2c756fab
 from __future__ import annotations
-import io, re
+import hashlib, io, json, re
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from string import ascii_uppercase
 import numpy as np
+import torch
 from PIL import Image
-from ..core import NotBuilt, seed_for
-from .benchmarks import Table, bootstrap
+from ..core import seed_for
+from .benchmarks import Case, Table, bootstrap, resized_depth, resized_labels
 from .protocols import Exam, LETTERED, RowPicture, mcq_prompt
-from .records import Answered, Scored, sign_test
+from .records import Answered, CooperAnswers, Scored, collect, read_trace, score, sign_test
+from ..model.modalities import DepthMap, SegmentMap, modality
+from ..model.sequence import Sequence, TextSegment
+from ..model.traces import Step
+from ..perceive.metrics import scale_and_shift
 
 # %% auto #0
-__all__ = ['BLIND', 'OPPOSITES', 'EDITS', 'blind', 'Majority', 'flipped', 'rotated', 'edited', 'changed', 'regret', 'map_help']
+__all__ = ['BLIND', 'OPPOSITES', 'EDITS', 'MAPS', 'TILES', 'blind', 'Majority', 'flipped', 'rotated', 'edited', 'changed',
+           'regret', 'OtherChoice', 'choice_regret', 'spoilt', 'MapAnswers', 'with_maps', 'map_help', 'map_figure',
+           'shown_maps', 'MapCases']
 
 # %% ../../nbs/44_robustness.ipynb #9392a309
 BLIND = ("grey", "shuffled", "none")
@@ -109,25 +116,247 @@ def changed(base: Scored, others: dict) -> Table: # name -> Scored of an edited 
     return Table(rows, columns, f"{base.exam.name}: {' '.join(base.name)}", base.exam.card)
 
 # %% ../../nbs/44_robustness.ipynb #a382a4a2
-def regret(free: Scored, without: Scored, forced: Scored) -> Table: # modes cooperate, reason (or direct), perceive
-    "Regret of calling and of not calling, by kind, in shares of the questions where it did call, or did not. ValueError for different protocols."
-    odd = next((s for s in (without, forced) if s.protocol != free.protocol), None)
-    if odd: raise ValueError(f"regret: different protocols cannot be compared: '{free.protocol}' and '{odd.protocol}'")
-    by = lambda s: {i.id: x["score"] for i, x in s.pairs if x is not None}
-    plain, drawn, calls = by(without), by(forced), {r["id"]: r["calls"] for r in free.rows if r["sample"] == 0}
-    known = [(i, x["score"], plain[i.id], drawn[i.id]) for i, x in free.pairs if x is not None and i.id in plain and i.id in drawn]
-    if not known: raise ValueError("regret: no question was judged in all three")
+def _regrets(free, known, note): # known: (item, score, score without a call, score with one)
+    calls = {r["id"]: r["calls"] for r in free.rows if r["sample"] == 0}
     rows = []
     for kind in [*dict.fromkeys(i.kind for i, *_ in known if i.kind), "all"]:
         mine = [k for k in known if kind in ("all", k[0].kind)]
         did, did_not = [k for k in mine if calls[k[0].id]], [k for k in mine if not calls[k[0].id]]
         share = lambda group, other: bootstrap([k[1] < k[other] for k in group], seed=free.seed) if group else None
         rows.append(dict(kind=kind, n=len(mine), called=len(did)/len(mine), calling=share(did, 2), not_calling=share(did_not, 3),
-                         gain=bootstrap([d - p for _, _, p, d in mine], seed=free.seed, unit="points")))
-    columns = dict(kind="kind", n="n", called="called %", calling="regret of calling [95 %]", not_calling="regret of not calling [95 %]", gain="drawing less not [95 %]")
-    return Table(rows, columns, f"{free.exam.name}: {free.name[0]}", "Regret: worse than with the other choice. Shares are of the questions where it called, or did not.")
+                         gain=bootstrap([w - p for _, _, p, w in mine], seed=free.seed, unit="points")))
+    columns = dict(kind="kind", n="n", called="called %", calling="regret of calling [95 %]", not_calling="regret of not calling [95 %]", gain="with a call less without [95 %]")
+    return Table(rows, columns, f"{free.exam.name}: {free.name[0]}", f"Regret: worse than with the other choice. Shares are of the questions where it called, or did not. {note}")
+
+def regret(free: Scored, without: Scored, forced: Scored) -> Table: # modes cooperate, reason (or direct), perceive
+    "Regret of calling and of not calling, by kind, with other modes as the other choice. ValueError for different protocols."
+    odd = next((s for s in (without, forced) if s.protocol != free.protocol), None)
+    if odd: raise ValueError(f"regret: different protocols cannot be compared: '{free.protocol}' and '{odd.protocol}'")
+    by = lambda s: {i.id: x["score"] for i, x in s.pairs if x is not None}
+    plain, drawn = by(without), by(forced)
+    known = [(i, x["score"], plain[i.id], drawn[i.id]) for i, x in free.pairs if x is not None and i.id in plain and i.id in drawn]
+    if not known: raise ValueError("regret: no question was judged in all three")
+    return _regrets(free, known, f"Without a call: mode {without.name[1]}; with one: mode {forced.name[1]}.")
 
 # %% ../../nbs/44_robustness.ipynb #d3ed53fb
-def map_help(*args, **options):
-    "NotBuilt: answers on the same prefixes with another map."
-    raise NotBuilt("asking on the same prefix with another map (blank, shuffled, noised, true)", "regret(...) compares drawing with not drawing, and blind(...) takes the picture away")
+def _base(base: Scored, what): # id -> record of its first answer, with a trace
+    "ValueError where the traces were not kept."
+    rows = {r["id"]: r for r in base.rows if r["sample"] == 0 and r["reply"] is not None}
+    lost = next((r for r in rows.values() if not r["trace"]), None)
+    if lost: raise ValueError(f"{what}: the answer to {lost['id']} names no trace; expected answers of `CooperAnswers` with a folder for traces")
+    return rows
+
+class OtherChoice(CooperAnswers):
+    "What becomes of each question if, after the same first thought, a COOPER does what it did not do: draw, or answer without drawing."
+    def __init__(self, cooper, base: Scored, which: str = "", traces=None, **options): # which: the modality that is drawn where nothing was; options as those of `base`
+        super().__init__(cooper, "cooperate", base.name[0], traces, **options)
+        if base.name[1] != "cooperate": raise ValueError(f"OtherChoice: the answers were given in mode {base.name[1]}; expected cooperate, where there is a choice")
+        self.rows, self.mode, self.which = _base(base, "OtherChoice"), "cooperate, the other choice", which or next(iter(cooper.processor.protocol["modalities"]))
+    def config(self): return super().config() | dict(which=self.which)
+    def _requests(self, engine, items, seeds): return [self._other(engine, read_trace(self.rows[i.id]), (s[0], "cooperate", *s[2:])) for i, s in zip(items, seeds)]
+    def _other(self, engine, trace, seed):
+        first = trace.written[0].text
+        thought = first[:first.index("</think>") + 8] + "\n" if "</think>" in first else ""
+        r = engine.request(trace.pictures, trace.question, "cooperate", seed)
+        if trace.drawn: r.prefix, r.max_pictures = f"{thought}<answer>", 0; return r
+        said = engine.processor.text(thought + modality(self.which).request)
+        step = Step("write", thought + modality(self.which).request, said.ids, (np.nan,)*len(said.ids), said.learn)
+        return replace(r, sequence=Sequence([*r.sequence.segments, said]), steps=[step], wants=self.which)
+
+def choice_regret(free: Scored, other: Scored) -> Table: # of mode cooperate, and of `OtherChoice`
+    "Regret of calling and of not calling, by kind, after the same thought. ValueError for different protocols."
+    if other.protocol != free.protocol: raise ValueError(f"choice_regret: different protocols cannot be compared: '{free.protocol}' and '{other.protocol}'")
+    calls, turned = {r["id"]: r["calls"] for r in free.rows if r["sample"] == 0}, {i.id: x["score"] for i, x in other.pairs if x is not None}
+    known = [(i, x["score"], *((turned[i.id], x["score"]) if calls[i.id] else (x["score"], turned[i.id]))) for i, x in free.pairs if x is not None and i.id in turned]
+    if not known: raise ValueError("choice_regret: no question was judged both ways")
+    return _regrets(free, known, "The other choice was made after the same first thought.")
+
+# %% ../../nbs/44_robustness.ipynb #0385365a
+MAPS = dict(drawn="its own, once more", true="as the scene really is", other="drawn for another question's picture", noised="its own, half of the pixels exchanged with each other",
+            shuffled="its own, cut into 8 x 8 tiles in any order", blank="nothing but its median") # which map it is shown
+TILES = 8
+
+def _noised(field, rng):
+    flat = field.reshape(field.shape[0]*field.shape[1], -1).copy()
+    half = rng.permutation(len(flat))[:len(flat)//2]
+    flat[half] = flat[rng.permutation(half)]
+    return flat.reshape(field.shape)
+
+def _shuffled(field, rng): # what does not fit into the tiles, below and on the right, stays
+    h, w = (max(1, n//TILES) for n in field.shape[:2])
+    columns, out = field.shape[1]//w, field.copy()
+    at = lambda k: (slice(k//columns*h, k//columns*h + h), slice(k % columns*w, k % columns*w + w))
+    for to, source in enumerate(rng.permutation(field.shape[0]//h*columns)): out[at(to)] = field[at(source)]
+    return out
+
+def _blank(field, rng): return np.broadcast_to(np.median(field, axis=(0, 1)), field.shape).astype(field.dtype)
+
+_SPOILT = dict(noised=_noised, shuffled=_shuffled, blank=_blank)
+
+def spoilt(
+    field: np.ndarray, # [H, W] metres, or [H, W, 3] colours
+    how: str, # noised, shuffled or blank
+    seed: int = 0,
+) -> np.ndarray:
+    "A map that looks like one and says less: the same values in other places, or one value everywhere."
+    if how not in _SPOILT: raise ValueError(f"spoilt: how is {how!r}; expected one of {', '.join(_SPOILT)}")
+    return _SPOILT[how](np.asarray(field), np.random.default_rng(seed_for("spoilt", how, seed)))
+
+# %% ../../nbs/44_robustness.ipynb #a02e2c36
+def _field(step): return step.map.values if isinstance(step.map, DepthMap) else np.asarray(step.picture.convert("RGB"))
+
+def _given(step, field): # what an engine is given: a map, or pixels [3, H, W] that decode to just these colours
+    if isinstance(step.map, DepthMap): return replace(step.map, values=field)
+    return torch.from_numpy((field.astype(np.float32) + .5)/255*2 - 1).permute(2, 0, 1)
+
+def _fitted(field, shape): # the nearest pixel of another map
+    (H, W), (h, w) = shape[:2], field.shape[:2]
+    return field[np.arange(H)*h//H][:, np.arange(W)*w//W]
+
+def _true(step, case): # the true map, as the checkpoint would have drawn it
+    if step.modality not in case.truth: raise ValueError(f"{case.name}: nobody knows its true {step.modality}; expected `maps` without 'true'")
+    truth, made = case.truth[step.modality], step.map
+    if isinstance(made, SegmentMap):
+        strange = [n for n in case.classes if n not in made.classes]
+        if strange: raise ValueError(f"{case.name}: the truth has classes that the checkpoint does not draw: {', '.join(strange)}")
+        return SegmentMap(np.array([made.classes.index(n) for n in case.classes])[resized_labels(truth, made.labels.shape)], made.palette)
+    if not isinstance(made, DepthMap): return truth
+    metres = resized_depth(truth, made.values.shape)
+    if made.unit == "m": return replace(made, values=metres)
+    scale, shift = scale_and_shift(metres[metres > 0], made.values[metres > 0])
+    return replace(made, values=np.clip(scale*metres + shift, made.near, made.far))
+
+# %% ../../nbs/44_robustness.ipynb #8581d203
+def _partners(items, rows, seed): # id -> id of a question about another picture, for which the same was drawn
+    drawn = {i.id: set(read_trace(rows[i.id]).drawn) for i in items}
+    order = [items[int(n)] for n in np.random.default_rng(seed_for("partners", seed, len(items))).permutation(len(items))]
+    shown = lambda i: [p.hash for p in i.pictures]
+    def partner(k, i):
+        turn = (order[(k + n) % len(order)] for n in range(1, len(order)))
+        other = next((j for j in turn if shown(j) != shown(i) and drawn[i.id] <= drawn[j.id]), None)
+        if other is None: raise ValueError(f"map_help: for no other picture than that of {i.id} was {' and '.join(sorted(drawn[i.id]))} drawn; expected more questions, or `maps` without 'other'")
+        return other.id
+    return {i.id: partner(k, i) for k, i in enumerate(order)}
+
+class MapAnswers(CooperAnswers):
+    "A COOPER that goes on from its own traces, where they draw for the first time, but looks at other maps."
+    def __init__(self, cooper, base: Scored, which: str, # of `MAPS`
+        items, # those of `base` that drew
+        cases=None, # for 'true': function of an item -> `Case`
+        traces=None, seed: int = 0, **options): # options as those of `base`
+        super().__init__(cooper, base.name[1], base.name[0], traces, **options)
+        if which not in MAPS: raise ValueError(f"map is {which!r}; expected one of {', '.join(MAPS)}")
+        if which == "true" and cases is None: raise ValueError("map 'true' needs `cases`, a function of an item that gives its true maps; expected it, or maps without 'true'")
+        self.rows, self.which, self.cases, self.seed, self.asked_in = _base(base, "MapAnswers"), which, cases, seed, base.name[1]
+        self.partners = _partners(items, self.rows, seed) if which == "other" else {}
+        self.mode = f"{self.asked_in}, map: {which}"
+    def config(self):
+        others = hashlib.sha256(json.dumps(sorted(self.partners.items())).encode()).hexdigest()[:12]
+        return super().config() | dict(map=self.which, seed=self.seed) | (dict(others=others) if self.partners else {})
+    def maps(self, item) -> dict: # modality -> a map, a picture or pixels
+        "What it is shown."
+        first = lambda steps: {s.modality: s for s in reversed(steps) if s.kind == "draw"}
+        mine = first(read_trace(self.rows[item.id]).steps)
+        if self.which == "true": return {m: _true(s, self.cases(item)) for m, s in mine.items()}
+        if self.which == "drawn": return {m: _given(s, _field(s)) for m, s in mine.items()}
+        if self.which != "other": return {m: _given(s, spoilt(_field(s), self.which, seed_for(self.seed, item.id))) for m, s in mine.items()}
+        theirs = first(read_trace(self.rows[self.partners[item.id]]).steps)
+        return {m: _given(s, _fitted(_field(theirs[m]), _field(s).shape)) for m, s in mine.items()}
+    def _requests(self, engine, items, seeds): return [self._onward(engine, i, (s[0], self.asked_in, *s[2:])) for i, s in zip(items, seeds)]
+    def _onward(self, engine, item, seed): # the same random numbers, whichever map it is
+        trace = read_trace(self.rows[item.id])
+        n = next(k for k, s in enumerate(trace.steps) if s.kind == "draw")
+        prompt = engine.request(trace.pictures, trace.question, trace.mode, seed).sequence.segments
+        said = [TextSegment(s.ids, s.sampled, s.logprobs) for s in trace.steps[:n]] # up to the first drawing there are words only
+        r = engine.resumed(replace(trace, sequence=Sequence([*prompt, *said])), n, seed)
+        r.given = self.maps(item)
+        return r
+
+# %% ../../nbs/44_robustness.ipynb #7591f018
+def with_maps(
+    cooper, # what gave `base`
+    base: Scored, # answers of mode cooperate or perceive, with traces
+    out, # JSONL file of the records
+    maps=tuple(MAPS), # which; 'true' needs `cases`
+    cases=None, # function of an item -> `Case` with its true maps
+    traces=None, seed: int = 0, batch_size: int = 16, share: tuple = (0, 1),
+    rules: str = "cooper", extractor=None,
+    **options, # of the engine, as those of `base`
+) -> dict: # which -> `Scored`; a map that this share does not know of yet is left out
+    "The same questions from the same prefixes, looking at other maps. ValueError if nothing was drawn."
+    rows, options = _base(base, "with_maps"), options | dict(batch_size=batch_size)
+    items = tuple(i for i in base.exam.items if i.id in rows and rows[i.id]["calls"])
+    if not items: raise ValueError(f"with_maps: {' '.join(base.name)} drew nothing for any of the {len(rows)} questions; expected answers of mode cooperate or perceive with drawings")
+    out_of = {"nothing was drawn": len(base.exam) - len(items)} if len(items) < len(base.exam) else {}
+    exam, found = Exam(f"{base.exam.name}, where it drew", items, base.exam.measures, base.exam.about, base.exam.left_out | out_of), {}
+    for which in maps:
+        answerer = MapAnswers(cooper, base, which, items, cases, traces, seed, **options)
+        records = collect(exam, answerer, out, seed, 1, batch_size, share)
+        if records: found[which] = score(exam, records, rules, extractor, seed, 1)
+    return found
+
+def map_help(found: dict) -> Table: # of `with_maps`, with 'drawn' among them
+    "By map and kind: accuracy, its difference to that with the own map (paired bootstrap), and how often the answer is another one."
+    if "drawn" not in found: raise ValueError(f"map_help: there are {', '.join(found) or 'no maps'}; expected 'drawn' among them, with which all are compared")
+    own = found["drawn"]
+    said = lambda s: {r["id"]: (r["outcome"], r["value"]) for r in s.rows}
+    own_score, own_said, lines = {i.id: x["score"] for i, x in own.pairs if x is not None}, said(own), []
+    for which, s in found.items():
+        both = [(i, own_score[i.id], x["score"], said(s)[i.id] != own_said[i.id]) for i, x in s.pairs if x is not None and i.id in own_score]
+        for kind in [*dict.fromkeys(i.kind for i, *_ in both if i.kind), "all"] if both else []:
+            mine = [b for b in both if kind in ("all", b[0].kind)]
+            change = [after - before for _, before, after, _ in mine]
+            lines.append(dict(map=which, kind=kind, n=len(mine), accuracy=bootstrap([a for _, _, a, _ in mine], seed=own.seed), difference=bootstrap(change, seed=own.seed, unit="points"),
+                              other=float(np.mean([o for *_, o in mine])), p=sign_test(sum(c > 0 for c in change), sum(c < 0 for c in change))))
+    columns = dict(map="map", kind="kind", n="n", accuracy="accuracy [95 %]", difference="less its own map [95 %]", other="another answer %", p="p (sign test)")
+    note = "; ".join(f"{w}: {MAPS[w]}" for w in found)
+    return Table(lines, columns, f"{own.exam.name}: {own.name[0]}", f"The same words before, another map ({note}). {own.exam.card} Protocol: {own.protocol}.")
+
+# %% ../../nbs/44_robustness.ipynb #76045f57
+def map_figure(table: Table) -> Image.Image: # of `map_help`
+    "Differences to the own map with their 95 % intervals, all kinds together bold."
+    from matplotlib.figure import Figure
+    rows = [r for r in table.rows if r["map"] != "drawn"][::-1]
+    if not rows: raise ValueError("map_figure: there is no map but the own one; expected others to compare it with")
+    figure = Figure(figsize=(6.4, .5 + .2*len(rows)), dpi=100, layout="constrained"); ax = figure.add_subplot()
+    for y, r in enumerate(rows):
+        e, all_kinds = r["difference"], r["kind"] == "all"
+        ax.plot([100*e.low, 100*e.high], [y, y], lw=4 if all_kinds else 1.6, alpha=1 if all_kinds else .6, color="#0072b2", solid_capstyle="butt")
+        ax.plot(100*e.value, y, "o", color="black", ms=4)
+    ax.axvline(0, color="black", lw=.8)
+    ax.set_yticks(range(len(rows)), [f"{r['map']}, {r['kind']} (n={r['n']})" for r in rows], fontsize=7.5)
+    ax.set_xlabel("accuracy less that with its own map [percentage points]", fontsize=8)
+    file = io.BytesIO(); figure.savefig(file, format="png"); file.seek(0)
+    return Image.open(file)
+
+# %% ../../nbs/44_robustness.ipynb #6a3126b1
+def shown_maps(cooper, base: Scored, found: dict, cases=None, number: int = 0, height: int = 96, seed: int = 0) -> MapCases: # found: of `with_maps`; number: of the question
+    "What the model was shown in place of its own map, and what it said."
+    everyone = [{r["id"] for r in s.rows} for s in found.values()] # of this share
+    item = [i for i in next(iter(found.values())).exam.items if all(i.id in e for e in everyone)][number]
+    def seen(m, made): # as `Engine` shows it
+        kind = modality(m, cooper.processor.protocol)
+        if isinstance(made, kind.map_type): return kind.shown(made, kind.to_picture(made))
+        return Image.fromarray(((made.permute(1, 2, 0).numpy() + 1)/2*255).astype(np.uint8)) if isinstance(made, torch.Tensor) else made
+    def one(which, s):
+        maps = MapAnswers(cooper, base, which, s.exam.items, cases, seed=seed).maps(item)
+        row = next(r for r in s.rows if r["id"] == item.id)
+        pictures = [seen(m, made).resize((height, height)) for m, made in maps.items()]
+        strip = Image.new("RGB", (height*len(pictures), height)); [strip.paste(p, (k*height, 0)) for k, p in enumerate(pictures)]
+        return dict(map=which, shown=strip, reads=row["value"] and item.say(row["value"]), right=None if row["scores"] is None else bool(row["scores"]["score"] == 1))
+    return MapCases([one(w, s) for w, s in found.items()], item)
+
+@dataclass(eq=False)
+class MapCases:
+    "Maps of one question and what was said with each."
+    rows: list # of dicts: map, shown (PIL), reads, right
+    item: object
+    def __repr__(self): return f"MapCases({self.item.question!r}: " + ", ".join(f"{r['map']}: {r['reads']}" for r in self.rows) + ")"
+    def _repr_html_(self):
+        import base64, html
+        def cell(r):
+            file = io.BytesIO(); r["shown"].save(file, "PNG")
+            mark = {True: "right", False: "wrong", None: "not judged"}[r["right"]]
+            return (f"<td style='text-align:center;padding:.3em'><img src='data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}'><br>"
+                    f"<b>{html.escape(r['map'])}</b><br>{html.escape(str(r['reads'] or 'no answer'))}: {mark}</td>")
+        return f"<p><b>{html.escape(self.item.question)}</b> (truth: {html.escape(self.item.said)})</p><table><tr>{''.join(map(cell, self.rows))}</tr></table>"

@@ -12,9 +12,9 @@ from ..core import NotBuilt
 from .metrics import ConfusionMatrix, average, depth_metrics, scale_and_shift
 
 # %% auto #0
-__all__ = ['CROPS', 'PROTOCOLS', 'ALIGNMENTS', 'ADE20K_CLASSES', 'Crop', 'kitti_frame', 'DepthProtocol', 'aligned', 'resized_to',
-           'measure_depth', 'protocol_of', 'measure_depths', 'measure_classes', 'best_matching', 'measure_regions',
-           'colour_regions', 'open_maps']
+__all__ = ['CROPS', 'PROTOCOLS', 'ALIGNMENTS', 'ADE20K_CLASSES', 'Crop', 'kitti_frame', 'DepthProtocol', 'along_axis', 'aligned',
+           'resized_to', 'measure_depth', 'protocol_of', 'measure_depths', 'measure_classes', 'best_matching',
+           'measure_regions', 'colour_regions', 'open_maps']
 
 # %% ../../nbs/16_perception_protocols.ipynb #08a9357c
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class DepthProtocol:
     frame: bool = False # cut by `kitti_frame` first
     pictures: int | None = None # of the test set
     source: str = ""
+    distance: str = "axis" # what the truth measures: along the optical axis, or along the ray of each pixel
     def metres(self, raw) -> np.ndarray: # float [H, W]
         "Raw values of a PNG in metres, cut to the frame."
         raw = np.asarray(raw)
@@ -87,7 +88,21 @@ PROTOCOLS = {p.name: p for p in (
     DepthProtocol("vkitti", 100, 1e-5, 80., "eigen", True, None, "Virtual KITTI 2, benchmark frame, Eigen's crop; the sky is beyond the range"),
     DepthProtocol("hypersim", 1000, 1e-5, 65., source="Hypersim, whole pictures"))}
 
-# %% ../../nbs/16_perception_protocols.ipynb #bfad7c40
+# %% ../../nbs/16_perception_protocols.ipynb #162d1b26
+def along_axis(
+    rays: np.ndarray, # [H, W] metres from the camera to what each pixel shows
+    focal: float | tuple, # pixels, or (fx, fy)
+    centre: tuple | None = None, # (cx, cy) pixels; the middle of the picture if None
+) -> np.ndarray: # [H, W] metres along the optical axis
+    "Ray lengths as depths. Hypersim: `focal` 886.81 at 768 x 1024."
+    rays = np.asarray(rays, float)
+    fx, fy = focal if isinstance(focal, tuple) else (focal, focal)
+    if min(fx, fy) <= 0: raise ValueError(f"along_axis: focal is {focal}; expected above 0, in pixels")
+    (H, W), (cx, cy) = rays.shape, centre or ((rays.shape[1] - 1)/2, (rays.shape[0] - 1)/2)
+    x, y = (np.arange(W) - cx)/fx, (np.arange(H)[:, None] - cy)/fy
+    return rays/np.sqrt(1 + x**2 + y**2)
+
+# %% ../../nbs/16_perception_protocols.ipynb #aa84bc72
 ALIGNMENTS = (None, "median", "scale_shift", "disparity")
 
 def aligned(
@@ -104,7 +119,7 @@ def aligned(
     scale, shift = scale_and_shift(pred, 1/truth)
     return 1/np.maximum(scale*pred + shift, 1e-6)
 
-# %% ../../nbs/16_perception_protocols.ipynb #8ef43b48
+# %% ../../nbs/16_perception_protocols.ipynb #611c610b
 def resized_to(pred: np.ndarray, shape: tuple) -> np.ndarray: # bilinear
     "A drawing at the size of the truth. The truth itself is never resized: between a measured pixel and one that was not there is no depth."
     pred = np.asarray(pred)
@@ -116,10 +131,16 @@ def measure_depth(
     truth, # [H, W] metres, the protocol's frame
     protocol: str | DepthProtocol,
     align: str | None = None, # of `ALIGNMENTS`
+    distance: str = "axis", # what the truth measures; 'ray' is refused, see `along_axis`
 ) -> dict: # absrel, sqrel, rmse, log10, rmse_log, silog, delta1, delta2, delta3, i_rmse [1/m], n
-    "One picture by a published protocol. ValueError for an unknown one, for NaN, and where no pixel counts."
+    "One picture by a published protocol. ValueError for an unknown one, for rays, for a frame that was not cut, for NaN, and where no pixel counts."
     p = protocol_of(protocol)
     truth = np.asarray(truth, float)
+    if distance not in ("axis", "ray"): raise ValueError(f"{p.name}: distance is {distance!r}; expected axis or ray")
+    if distance != p.distance: raise ValueError(f"{p.name}: the truth is measured along the {distance}; expected along the {p.distance}" + (": convert it with along_axis(truth, focal)" if distance == "ray" else ""))
+    if truth.ndim != 2: raise ValueError(f"{p.name}: the truth has shape {truth.shape}; expected (height, width)")
+    if p.frame and abs(truth.shape[1]*352 - truth.shape[0]*1216) > 1216: raise ValueError( # one row more or less is rounding
+        f"{p.name}: the truth is {truth.shape[0]} x {truth.shape[1]}; expected the frame of 352 x 1216, or that shape in another size: cut truth and picture with kitti_frame")
     used, pred = p.valid(truth), np.asarray(resized_to(pred, truth.shape), float)
     if not used.any(): raise ValueError(f"{p.name}: no pixel of this map lies between {p.near:g} and {p.far:g} m inside the crop; expected metres, not raw values")
     if not np.isfinite(pred[used]).all(): raise ValueError(f"{p.name}: the drawing has {(~np.isfinite(pred[used])).sum()} values that are NaN or infinite")
@@ -132,21 +153,21 @@ def protocol_of(name: str | DepthProtocol) -> DepthProtocol:
     if name not in PROTOCOLS: raise ValueError(f"depth protocol {name!r} is unknown; expected one of {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
 
-# %% ../../nbs/16_perception_protocols.ipynb #8c70ec61
+# %% ../../nbs/16_perception_protocols.ipynb #512d6f87
 def measure_depths(
     pictures: dict, # name -> (drawing, truth in metres)
-    protocol: str | DepthProtocol, align: str | None = None,
+    protocol: str | DepthProtocol, align: str | None = None, distance: str = "axis",
 ) -> dict: # mean: as `measure_depth`, and pictures; rows: name -> numbers; note: what the numbers are
     "A data set by a published protocol."
     p = protocol_of(protocol)
     rows = {}
     for name, (pred, truth) in pictures.items():
-        try: rows[name] = measure_depth(pred, truth, p, align)
+        try: rows[name] = measure_depth(pred, truth, p, align, distance)
         except ValueError as e: raise ValueError(f"{name}: {e}") from None
     count = "" if p.pictures in (None, len(rows)) else f"; {len(rows)} pictures, the published numbers have {p.pictures}"
-    return dict(mean=average(rows.values()), rows=rows, note=f"{p.source or p.name}; {p.near:g} to {p.far:g} m; {f'aligned: {align}' if align else 'not aligned'}{count}")
+    return dict(mean=average(rows.values()), rows=rows, note=f"{p.source or p.name}; {p.near:g} to {p.far:g} m along the optical axis; {f'aligned: {align}' if align else 'not aligned'}{count}")
 
-# %% ../../nbs/16_perception_protocols.ipynb #512d6f87
+# %% ../../nbs/16_perception_protocols.ipynb #824718ba
 ADE20K_CLASSES = 150
 
 def measure_classes(
@@ -164,7 +185,7 @@ def measure_classes(
     return dict(miou=float(np.mean([v for v in iou.values() if v is not None])), pixel_accuracy=float(both.sum()/true.sum()),
                 mean_accuracy=float(np.mean(both[true > 0]/true[true > 0])), iou=iou, n=int(true.sum()), pictures=len(pictures))
 
-# %% ../../nbs/16_perception_protocols.ipynb #824718ba
+# %% ../../nbs/16_perception_protocols.ipynb #f48a1830
 def _overlaps(drawn, truth): # IoU [true regions, drawn regions] over pixels that are in some true region, and the sizes of the true ones
     drawn, truth = np.asarray(drawn), np.asarray(truth)
     if drawn.shape != truth.shape: raise ValueError(f"drawn has shape {drawn.shape}, truth {truth.shape}; expected the same: resize the drawing, by the nearest pixel")
@@ -202,7 +223,7 @@ def measure_regions(drawn, truth) -> dict: # matched, best, covering, regions, d
     matched = sum(iou[r, c] for r, c in best_matching(iou))
     return dict(matched=float(matched/len(sizes)), best=float(best.mean()), covering=float((best*sizes).sum()/sizes.sum()), regions=len(sizes), drawn=iou.shape[1])
 
-# %% ../../nbs/16_perception_protocols.ipynb #f48a1830
+# %% ../../nbs/16_perception_protocols.ipynb #3e74fcc0
 def colour_regions(
     picture, # PIL or uint8 [H, W, 3]
     step: int = 32, # colours this near (Euclidean) are the same
@@ -219,7 +240,7 @@ def colour_regions(
         if (counts[k] >= least*len(flat) or not kept) and all(np.linalg.norm(means[k] - means[o]) > step for o in kept): kept.append(k)
     return (((flat[:, None] - means[kept][None])**2).sum(-1).argmin(1) + 1).reshape(pixels.shape[:2])
 
-# %% ../../nbs/16_perception_protocols.ipynb #3e74fcc0
+# %% ../../nbs/16_perception_protocols.ipynb #c17c8990
 def open_maps(name: str, folder=None):
     "NotBuilt: reading an owner's folder of maps."
     protocol_of(name) if name != "ade20k" else None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ..model.traces import Trace, after_thoughts, boxed, read_answer
 
 # %% ../../nbs/22_answers.ipynb #88f03539
-_MARKUP = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|displaystyle)\b|\\[,;:! ]|[${}*`~]|\\left|\\right(?![a-z])")
+_MARKUP = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|displaystyle)\b|\\[,;:! ]|[${}*`~]|(?<!\w)_{1,2}(?=\w)|(?<=[^\W_])_{1,2}(?!\w)|\\left|\\right(?![a-z])")
 _SPELLING = [(re.compile(r"\bgrey\b"), "gray"), (re.compile(r"metre(?=s?\b)"), "meter")]
 
 _QUOTES = str.maketrans({"\u2212": "-", "\u2019": "'", "\u2018": "'", "\u2032": "'", "\u2033": '"', "\u201c": '"', "\u201d": '"', "\u2044": "/"})
@@ -71,7 +71,7 @@ def extract(
     return lines[0] if len(lines) == 1 and len(lines[0].split()) <= SHORT else None
 
 # %% ../../nbs/22_answers.ipynb #f14725df
-_LETTER = re.compile(r"(?:(?i:the )?(?i:option|choice|answer|letter):? |[选選][择擇]?[:：]?\s*)?(?:[(\[<\"']\s?([A-Za-z])\s?[)\]>\"']|([A-HJ-Z])(?=[.):,;]|\s*[-–—]\s)|(I)(?=[.):])|([a-z])(?=\)\s)|"
+_LETTER = re.compile(r"(?:(?i:the )?(?i:option|choice|answer|letter):? |[选選][择擇项項]?[:：]?\s*)?(?:[(\[<\"']\s?([A-Za-z])\s?[)\]>\"']|([A-HJ-Z])(?=[.):,;]|\s*[-–—]\s)|(I)(?=[.):])|([a-z])(?=\)(?:\s|$))|"
                      r"([A-Za-z])$)[.):,;\]]*\s*(?:[-–—]\s)?(.*)", re.S)
 
 def letter(
@@ -121,7 +121,7 @@ def _han(text): # '二十三' -> '23'; anything else stays
 def digits(text: str) -> str:
     "Lower-case text with number words as digits and LaTeX fractions as a/b."
     text = re.sub(r"\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}", r"\1/\2", text)
-    text = _PRONOUN.sub("it", re.sub(r"\ba dozen\b", "dozen", _han(american(plain(text))))) # 'the red one' is no number
+    text = _PRONOUN.sub("it", re.sub(r"\ba dozen\b", "dozen", re.sub(r"\bhalf a dozen\b", "6", _han(american(plain(text)))))) # 'the red one' is no number
     text = _SPELLED.sub(lambda m: _spelled(m[0]) if m[0] != "dozen" else "12", text)
     text = re.sub(r"\b(?:minus|negative) (?=\d)", "-", re.sub(r"(?<![\d.,])(\d+) \(\1\)", r"\1", text)) # three (3)
     text = re.sub(r"\b(\d+)(?: \w+)? and a half\b", lambda m: m[0].replace(" and a half", "").replace(m[1], m[1] + ".5", 1), text)
@@ -164,7 +164,7 @@ def only_number(
     "The one number of a sentence; None if there is none, more than one, or the sentence denies or leaves it open."
     whole = parse_number(text)
     if whole: return whole
-    found = list(re.finditer(rf"(?<![\w.,/-]){_WITH_UNIT}(?![\w/%]|,\d)", digits(text)))
+    found = list(re.finditer(rf"(?<![\w.,/-]){_WITH_UNIT}(?![\w/%]|[,.]\d)", digits(text)))
     return parse_number(found[0][0]) if len(found) == 1 and not _DOUBT.search(plain(text)) else None
 
 # %% ../../nbs/22_answers.ipynb #68797427
@@ -308,7 +308,7 @@ class Reading:
 
 # %% ../../nbs/22_answers.ipynb #d5a5738d
 _LIST_ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
-_STATED = (re.compile(r"(?:final|correct|best|right|my|the)?\s*(?:answer|choice|option|conclusion|答案)[\"']?\s*(?:\([^)]*\)\s*)?"
+_STATED = (re.compile(r"(?:final|correct|best|right|my|the)?\s*(?:answer|choice|option|conclusion|答案|回答)[\"']?\s*(?:\([^)]*\)\s*)?"
                       r"(?:(?:is|are|would be|should be|must be)\b\s*[:=]?|[是为為:=]|[-–—→]\s)\s*(?:likely |probably |clearly |therefore |then |option |choice )?"
                       r"([^\n]+?)(?=[.!?](?:\s|$)|$)", re.I),
            re.compile(r"\bI(?:'d| would| will|'ll)? (?:choose|pick|select|go with|opt for|answer)(?: with)?:? ([^\n]+?)(?=[.!?](?:\s|$)|$)", re.I),
@@ -376,6 +376,7 @@ def _letters(text): return _one(next(filter(None, m)) for m in _DRESSED.findall(
 def _several(found): return Reading("ambiguous", why=f"it names {' and '.join(found)}")
 
 def _read_letter(text, options):
+    text = re.sub(r"\bN ?/ ?A\b", " ", text).replace("&", " and ") # not available is no option
     mark, seen, said = letter(text), [l for l in _letters(text) if not options or ord(l) - 65 < len(options)], [normalise(o) for o in options]
     whole = normalise(text) in said or (mark and normalise(mark[1]) in said)
     i = choose(text, options) if any(options) and (whole or len(seen) < 2) else None
@@ -401,6 +402,8 @@ def _read_yes_no(text, options):
     said = yes_no(text) if normalise(text) else None
     if said is None and normalise(text) in ("y", "n"): said = normalise(text) == "y"
     if said is not None: return _found("yes" if said else "no")
+    first = re.match(r"(yes|no)\s?[,.;:!–—-]\s*(.*)", plain(text).lower(), re.S) # 'Yes, the cube is not visible.'
+    if first and not (YES | NO) & set(normalise(first[2]).split()) and not re.search(r"\b(?:but|however|though|although|except|unless)\b", first[2]): return _found(first[1])
     words = set(normalise(text).split())
     return _several(["yes", "no"]) if words & YES and words & NO else Reading("none", why="it says neither yes nor no")
 
@@ -417,6 +420,9 @@ def parse_range(
     low, high = float(m[1].replace(",", "")), float(m[3].lstrip("+").replace(",", ""))
     return (low, high, m[4] or m[2] or "") if low < high else None
 
+_BOUND = re.compile(rf"(?:\b(?:more|less|fewer|greater|larger|smaller|longer|shorter|farther|further|closer|higher|lower) than|\bat (?:least|most)|\b(?:over|under|above|below|up to|exceed(?:s|ing)?)|[<>≤≥]=?)"
+                    rf" *(?:about |roughly )?(?:{_AMOUNT})|(?<![\w.])\d+\+(?! ?\d)")
+
 def _number_text(text): # the one number of a text as said: '1.5 m', '70 cm', '3'
     whole = only_number(text)
     if whole is None: return None
@@ -429,8 +435,9 @@ def _read_number(text, options, ranges="refuse"):
     between = parse_range(text)
     if between and ranges == "middle": return _found(f"{(between[0] + between[1])/2:.12g} {between[2]}".strip())
     if between: return Reading("ambiguous", why=f"a range from {between[0]:g} to {between[1]:g}")
-    number = _number_text(text)
-    if number is not None: return _found(number)
+    number, bound = _number_text(text), _BOUND.search(digits(text))
+    if number is not None and not bound: return _found(number)
+    if number is not None: return Reading("ambiguous", why=f"{bound[0].strip()!r} is a bound, not a number")
     seen = _one(re.findall(rf"(?<![\w.]){_AMOUNT}", digits(text)))
     if len(seen) > 1: return _several(seen[:4])
     return Reading("ambiguous", why=f"it says {seen[0]}, and denies or doubts") if seen else Reading("none", why="it says no number")
