@@ -212,3 +212,13 @@ def test_a_choice_needs_its_options():
     ("more than 3", "number", AMBIGUOUS), ("at least 3 m", "number", AMBIGUOUS), ("3+", "number", AMBIGUOUS), ("< 3", "number", AMBIGUOUS), ("over 2 meters", "number", AMBIGUOUS), ("less than about 2 m", "number", AMBIGUOUS),
     ("The red one is larger than the blue one, so it is 3 m.", "number", "3 m"), ("+3", "number", "3"), ("half a dozen", "number", "6"), ("1.000,5", "number", AMBIGUOUS), ("-3", "number", "-3")])
 def test_fooled_no_more(reply, sort, expected): check(read(reply, sort, THREE if sort == "letter" else ()), expected)
+
+
+# What the rules above must leave as it was: options that have such signs, and arrows and tags that bound nothing.
+
+@pytest.mark.parametrize("reply,options,expected", [
+    ("salt & pepper", ("salt & pepper", "sugar"), "A"), ("The answer is salt & pepper.", ("salt & pepper", "sugar"), "A"), ("N/A", ("cat", "N/A"), "B"), ("Both A & B", ("only A", "only B", "both A & B"), "C"), ("B. N/A", ("cat", "N/A"), "B")])
+def test_signs_of_options_stay(reply, options, expected): assert read(reply, "letter", options).value == expected
+
+@pytest.mark.parametrize("reply", ["Count -> 3", "Answer => 3", "<b>3</b>", "<count>3</count>", "The answer is <3>"])
+def test_arrows_and_tags_are_no_bounds(reply): assert read(reply, "number").value == "3"

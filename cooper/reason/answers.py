@@ -309,7 +309,7 @@ class Reading:
 # %% ../../nbs/22_answers.ipynb #d5a5738d
 _LIST_ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
 _STATED = (re.compile(r"(?:final|correct|best|right|my|the)?\s*(?:answer|choice|option|conclusion|答案|回答)[\"']?\s*(?:\([^)]*\)\s*)?"
-                      r"(?:(?:is|are|would be|should be|must be)\b\s*[:=]?|[是为為:=]|[-–—→]\s)\s*(?:likely |probably |clearly |therefore |then |option |choice )?"
+                      r"(?:(?:is|are|would be|should be|must be)\b\s*[:=]?|[-=]+>|[是为為:=]|[-–—→]\s)\s*(?:likely |probably |clearly |therefore |then |option |choice )?"
                       r"([^\n]+?)(?=[.!?](?:\s|$)|$)", re.I),
            re.compile(r"\bI(?:'d| would| will|'ll)? (?:choose|pick|select|go with|opt for|answer)(?: with)?:? ([^\n]+?)(?=[.!?](?:\s|$)|$)", re.I),
            re.compile(r"(?:^|[.,:;!]\s|\b(?:so|thus|hence|therefore|that|option|choice|answer),? )[(\[]?([A-Z])[)\]]?,? (?:is|seems|appears|must be|would be) (?:the )?(?:most )?(?:correct|right|best|true|accurate)\b(?![^.!?\n]*\b(?:but|however|though|actually|no)\b)"))
@@ -376,8 +376,9 @@ def _letters(text): return _one(next(filter(None, m)) for m in _DRESSED.findall(
 def _several(found): return Reading("ambiguous", why=f"it names {' and '.join(found)}")
 
 def _read_letter(text, options):
-    text = re.sub(r"\bN ?/ ?A\b", " ", text).replace("&", " and ") # not available is no option
-    mark, seen, said = letter(text), [l for l in _letters(text) if not options or ord(l) - 65 < len(options)], [normalise(o) for o in options]
+    said = [normalise(o) for o in options]
+    if normalise(text) not in said: text = re.sub(r"\b([A-Z]) ?& ?(?=[A-Z]\b)", r"\1 and ", re.sub(r"\bN ?/ ?A\b", " ", text)) # not available is no option
+    mark, seen = letter(text), [l for l in _letters(text) if not options or ord(l) - 65 < len(options)]
     whole = normalise(text) in said or (mark and normalise(mark[1]) in said)
     i = choose(text, options) if any(options) and (whole or len(seen) < 2) else None
     if i is not None: return _found(chr(65 + i))
@@ -423,6 +424,8 @@ def parse_range(
 _BOUND = re.compile(rf"(?:\b(?:more|less|fewer|greater|larger|smaller|longer|shorter|farther|further|closer|higher|lower) than|\bat (?:least|most)|\b(?:over|under|above|below|up to|exceed(?:s|ing)?)|[<>≤≥]=?)"
                     rf" *(?:about |roughly )?(?:{_AMOUNT})|(?<![\w.])\d+\+(?! ?\d)")
 
+_DRESS = re.compile(r"<([^<>]*)>|[-=–—]+>") # <b>3</b>, <3>, -> 3: no bounds
+
 def _number_text(text): # the one number of a text as said: '1.5 m', '70 cm', '3'
     whole = only_number(text)
     if whole is None: return None
@@ -435,7 +438,7 @@ def _read_number(text, options, ranges="refuse"):
     between = parse_range(text)
     if between and ranges == "middle": return _found(f"{(between[0] + between[1])/2:.12g} {between[2]}".strip())
     if between: return Reading("ambiguous", why=f"a range from {between[0]:g} to {between[1]:g}")
-    number, bound = _number_text(text), _BOUND.search(digits(text))
+    number, bound = _number_text(text), _BOUND.search(_DRESS.sub(r" \1 ", digits(text)))
     if number is not None and not bound: return _found(number)
     if number is not None: return Reading("ambiguous", why=f"{bound[0].strip()!r} is a bound, not a number")
     seen = _one(re.findall(rf"(?<![\w.]){_AMOUNT}", digits(text)))
