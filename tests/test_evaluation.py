@@ -293,6 +293,7 @@ def test_maps_are_asked_for_by_name(tmp_path):
     with pytest.raises(ValueError, match="maps: upside; expected all, or some of drawn, true, other"): parameters(tmp_path, maps=("upside",))
     for bad in (dict(modes=("direct",)), dict(keep_traces=False), dict(checkpoints=[], others=["hf:a"])):
         with pytest.raises(ValueError, match="expected checkpoints, that mode, and keep_traces"): parameters(tmp_path, maps=("all",), **bad)
+    with pytest.raises(ValueError, match="nobody knows the true maps of benchmark 'mmvp'"): parameters(tmp_path, benchmark="mmvp", file="a.tsv", maps=("true",))
     with pytest.raises(ValueError, match="share is '11/12', and there are 10 answers to get"): exam_of(parameters(tmp_path, share="11/12"))
 
 
@@ -303,11 +304,25 @@ def test_what_the_drawings_of_a_checkpoint_are_good_for(tmp_path):
     worth = put_maps(p, cooper, base)
     drew = [r["id"] for r in base.rows if r["calls"]]
     assert drew and list(worth.found) == ["drawn", "true", "blank"] and [r["id"] for r in worth.found["true"].rows] == drew # what the tiny checkpoint draws for is its own choice; that it draws is not
-    assert [r["reply"] for r in worth.found["drawn"].rows] == [r["reply"] for r in base.rows if r["calls"]]
+    same = {r["id"]: r["reply"] for r in base.rows if r["calls"] == 1} # who draws twice sees the first drawing twice
+    assert {r["id"]: r["reply"] for r in worth.found["drawn"].rows if r["id"] in same} == same
     assert worth.help.where(map="blank", kind="all")[0]["n"] == len(drew) and worth.regret.rows[-1]["n"] == 10 and "<img" in worth.shown._repr_html_()
     before = len(read_records(tmp_path/"answers.jsonl"))
     put_maps(p, cooper, base); assert len(read_records(tmp_path/"answers.jsonl")) == before # all on record
     assert put_maps(EvalParameters(**vars(p) | dict(maps=())), cooper, base) is None and put_maps(p, cooper, score(exam, base.rows[:5])) is None
+
+
+def test_what_cannot_be_shown_is_left_out_and_said(tmp_path, monkeypatch):
+    p = parameters(tmp_path, checkpoints=["data/tiny-cooper"], questions=5, modes=("cooperate",), maps=("other", "blank"), batch_size=16)
+    exam, cooper = exam_of(p), co.load("data/tiny-cooper")
+    base, = put_cooper(p, exam, cooper, "tiny")
+    def alone(items, rows, seed): raise ValueError("for no other picture was depth drawn")
+    monkeypatch.setattr("cooper.measure.robustness._partners", alone)
+    worth = put_maps(p, cooper, base)
+    assert list(worth.found) == ["drawn", "blank"] and "Left out: other: for no other picture was depth drawn." in worth.help.note
+    rows = [r for r in read_jsonl(tmp_path/"answers.jsonl") if r["mode"] != "cooperate, the other choice" or r["id"] != base.rows[0]["id"]]
+    write_jsonl(tmp_path/"answers.jsonl", rows) # one answer of the other choice belongs to a process that is still at it
+    assert put_maps(EvalParameters(**vars(p) | dict(share="1/2")), cooper, base) is None
 
 
 def test_circular_options_of_a_file(tmp_path):

@@ -87,6 +87,7 @@ def _unfit(p): # what does not go together
     twice = [n for n, k in Counter(names).items() if k > 1]
     if twice: yield f"checkpoints and others: two have the same name {', '.join(twice)}; write name=folder"
     if p.maps and not (p.checkpoints and "cooperate" in p.modes and p.keep_traces): yield "maps are looked at where a checkpoint drew in mode cooperate; expected checkpoints, that mode, and keep_traces"
+    if "true" in p.maps and p.benchmark != "scenes": yield f"maps has 'true', and nobody knows the true maps of benchmark {p.benchmark!r}; expected others of {', '.join(MAPS)}"
     if p.samples > 1 and not p.temperature: yield f"samples is {p.samples} at temperature 0; every sample would be the same: expected a temperature above 0"
     if p.benchmark != "scenes" and not p.file: yield f"benchmark is {p.benchmark!r}, and file is empty; expected its owner's file"
     if p.benchmark == "scenes" and (p.file or p.options): yield "file and options belong to a benchmark's own file, and benchmark is 'scenes'; expected its name"
@@ -275,6 +276,7 @@ def put_edits(p: EvalParameters, exam: Exam, base: list, make, extractor=None) -
             except ValueError as e: not_so.append(str(e)); continue
             after = put(p, other, make(s.name[1]), extractor)
             if after is not None and after.complete: found[name] = after
+            else: not_so.append(f"{name}: not all answers are there yet")
         if found: t = changed(s, found); tables.append(Table(t.rows, t.columns, t.title, t.note + (f" Left out: {'; '.join(not_so)}." if not_so else "")))
     return tables
 
@@ -310,11 +312,18 @@ def put_maps(p: EvalParameters, cooper, base: Scored, extractor=None) -> Worth |
     maps = [m for m in MAPS if (m in p.maps or "all" in p.maps and (m != "true" or cases)) or m == "drawn"]
     if not p.maps or not drew or not base.complete: return None
     out, traces = resolve(p.out)/"answers.jsonl", resolve(p.out)/"traces"
-    found = with_maps(cooper, base, out, maps, cases, traces, p.seed, share=p.part, rules=p.rules, extractor=extractor, **_engine(p))
+    found, not_so = {}, {}
+    for which in maps:
+        try: found |= with_maps(cooper, base, out, (which,), cases, traces, p.seed, share=p.part, rules=p.rules, extractor=extractor, **_engine(p))
+        except ValueError as e:
+            if which not in ("true", "other"): raise
+            not_so[which] = str(e) # it drew what has no truth, or for one picture only
     other = collect(base.exam, OtherChoice(cooper, base, traces=traces, **_engine(p)), out, p.seed, 1, p.batch_size, p.part)
-    if set(found) != set(maps) or not other or not all(s.complete for s in found.values()): return None # another process is still at it
-    regrets = choice_regret(base, score(base.exam, other, p.rules, extractor, p.seed, 1))
-    return Worth(base, found, map_help(found), regrets, shown_maps(cooper, base, found, cases, seed=p.seed))
+    turned = score(base.exam, other, p.rules, extractor, p.seed, 1) if other else None
+    if {*found, *not_so} != set(maps) or turned is None or not all(s.complete for s in (*found.values(), turned)): return None # another process is still at it
+    help = map_help(found)
+    help.note += "".join(f" Left out: {which}: {why}." for which, why in not_so.items())
+    return Worth(base, found, help, choice_regret(base, turned), shown_maps(cooper, base, found, cases, seed=p.seed))
 
 # %% ../../nbs/49_evaluation.ipynb #28676a7c
 @dataclass(frozen=True)
