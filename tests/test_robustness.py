@@ -133,6 +133,13 @@ def test_spoilt_maps_keep_what_they_must():
     assert spoilt(np.arange(6.).reshape(2, 3), "shuffled").shape == (2, 3)
 
 
+def test_what_began_otherwise_is_asked_again(small, exam, tmp_path):
+    first = spoken(small, exam, tmp_path)
+    other = score(exam, [r | dict(seed=7) for r in first.rows])
+    of = lambda base: [MapAnswers(small, base, "blank", exam.items, **OPTIONS).config(), OtherChoice(small, base, **OPTIONS).config()]
+    assert of(first) == of(score(exam, first.rows[:3])) and all(a != b for a, b in zip(of(first), of(other)))
+
+
 def test_its_own_map_changes_nothing_and_another_one_does(small, exam, tmp_path):
     base = score(exam, collect(exam, CooperAnswers(small, "perceive", "m", tmp_path/"traces", **OPTIONS), tmp_path/"r.jsonl"))
     found = with_maps(small, base, tmp_path/"r.jsonl", ("drawn", "other", "noised", "shuffled", "blank"), traces=tmp_path/"traces", **OPTIONS)

@@ -146,13 +146,15 @@ def _base(base: Scored, what): # id -> record of its first answer, with a trace
     if lost: raise ValueError(f"{what}: the answer to {lost['id']} names no trace; expected answers of `CooperAnswers` with a folder for traces")
     return rows
 
+def _begun(rows): return sorted({f"{r.get('config', '')} {r.get('seed', '')}" for r in rows.values()}) # where all begins: another run has other thoughts
+
 class OtherChoice(CooperAnswers):
     "What becomes of each question if, after the same first thought, a COOPER does what it did not do: draw, or answer without drawing."
     def __init__(self, cooper, base: Scored, which: str = "", traces=None, **options): # which: the modality that is drawn where nothing was; options as those of `base`
         super().__init__(cooper, "cooperate", base.name[0], traces, **options)
         if base.name[1] != "cooperate": raise ValueError(f"OtherChoice: the answers were given in mode {base.name[1]}; expected cooperate, where there is a choice")
         self.rows, self.mode, self.which = _base(base, "OtherChoice"), "cooperate, the other choice", which or next(iter(cooper.processor.protocol["modalities"]))
-    def config(self): return super().config() | dict(which=self.which)
+    def config(self): return super().config() | dict(which=self.which, begun=_begun(self.rows))
     def _requests(self, engine, items, seeds): return [self._other(engine, read_trace(self.rows[i.id]), (s[0], "cooperate", *s[2:])) for i, s in zip(items, seeds)]
     def _other(self, engine, trace, seed):
         first = trace.written[0].text
@@ -252,7 +254,7 @@ class MapAnswers(CooperAnswers):
         self.mode = f"{self.asked_in}, map: {which}"
     def config(self):
         others = hashlib.sha256(json.dumps(sorted(self.partners.items())).encode()).hexdigest()[:12]
-        return super().config() | dict(map=self.which, seed=self.seed) | (dict(others=others) if self.partners else {})
+        return super().config() | dict(map=self.which, seed=self.seed, begun=_begun(self.rows)) | (dict(others=others) if self.partners else {})
     def maps(self, item) -> dict: # modality -> a map, a picture or pixels
         "What it is shown."
         first = lambda steps: {s.modality: s for s in reversed(steps) if s.kind == "draw"}
