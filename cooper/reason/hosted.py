@@ -4,7 +4,7 @@
 
 # %% ../../nbs/23_hosted.ipynb #66039313
 from __future__ import annotations
-import asyncio, base64, email.utils, fcntl, hashlib, io, itertools, json, logging, math, os, random, re, sys, threading, time
+import asyncio, base64, email.utils, fcntl, hashlib, io, json, logging, math, os, random, re, sys, threading, time, uuid
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -562,8 +562,6 @@ def exchange(self: Hosted, method: str, path: str, read=lambda text: judged(200,
         if got.hold: self._not_before = max(self._not_before, time.monotonic() + pause)
         elif not self._pause(pause): raise HostedError("stopped", tries=tries)
 
-_NOTES = itertools.count()
-
 @patch
 def _loss(self: Hosted, fear, billed, batch=False) -> Loss: # of one sending
     if billed is None: return Loss(1, feared_tokens=fear[0], feared_money=fear[1])
@@ -571,7 +569,7 @@ def _loss(self: Hosted, fear, billed, batch=False) -> Loss: # of one sending
 
 @patch
 def _noted(self: Hosted, key, fear): # -> note: what one request has lost, with the sending that is under way
-    name, lost = f"{key}-{os.getpid()}-{next(_NOTES)}", Loss()
+    name, lost = f"{key}-{uuid.uuid4().hex[:12]}", Loss() # in containers every run has the same process number
     def note(billed, over):
         nonlocal lost
         if over == "lost":
