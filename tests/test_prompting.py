@@ -209,6 +209,8 @@ def test_graphs_that_the_published_code_loses(): # nested JSON in prose, and a t
 
 def test_strange_replies_do_not_fail():
     for text in ("{"*3000, "["*50000, "```"*500, '{"a":'*400, "\x00{\"objects\": [1e999]}", "{" + '"k": 1, '*9000, "{a "*2000 + "}"*2000): assert parse_graph(text).how in ("json", "repaired", "cut", "empty", "none")
+    for n in (300, 600, 2000, 20000): # a model that goes round in circles
+        for text in ('{"objects":'*n + "1" + "}"*n, "{'objects':"*n + "1" + "}"*n, '{"objects":'*n, "["*n + '"cup"' + "]"*n): assert parse_graph(text).how == "none" and parse_flow(text) == {}
 
 
 @pytest.mark.parametrize("name", ["bare", "plain", "think", "describe", "scene_graph", "cvbench_zero_shot", "cvbench_scene_graph", "clevr_describe"])

@@ -523,7 +523,7 @@ def fault(
 ) -> str:
     "What is wrong with the numbers of a tensor, or ''. Reads it once, and needs no memory to speak of."
     if not t.numel(): return ""
-    low, high = (torch.stack(side).double() for side in zip(*(piece.aminmax() for piece in t.flatten().split(PIECE))))
+    low, high = (torch.stack(side).float() for side in zip(*(piece.aminmax() for piece in t.flatten().split(PIECE))))
     top, most = torch.maximum(-low, high).max().item(), torch.finfo(dtype).max
     if not math.isfinite(top): return "holds infinities or NaN"
     if top > most: return f"holds {top:.3g}, and {str(dtype)[6:]} ends at {most:.3g}; ask for bfloat16 or float32"

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/23_hosted.ipynb #66039313
 from __future__ import annotations
-import asyncio, base64, email.utils, fcntl, hashlib, io, itertools, json, logging, math, os, random, re, sys, threading, time
+import asyncio, base64, email.utils, fcntl, hashlib, io, json, logging, math, os, random, re, sys, threading, time, uuid
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +17,7 @@ from ..core import NotBuilt, progress, read_jsonl, resolve, seed_for, write_json
 # %% auto #0
 __all__ = ['PASSING', 'FATAL', 'ENDED', 'turn', 'system', 'user', 'assistant', 'Chat', 'opened', 'picture_bytes', 'encoded',
            'Reply', 'Endpoint', 'cost', 'estimate', 'content_key', 'Cache', 'Loss', 'Spent', 'Plan', 'Asker', 'say',
-           'HostedError', 'BudgetSpent', 'Fault', 'wait_hint', 'judged', 'read_reply', 'Hosted', 'Rehearsal', 'Job',
+           'HostedError', 'BudgetSpent', 'Fault', 'wait_hint', 'judged', 'read_reply', 'Hosted', 'Job', 'Rehearsal',
            'Harvest', 'weights_hash', 'Local', 'LocalCooper', 'open_model']
 
 # %% ../../nbs/23_hosted.ipynb #33eed242
@@ -562,8 +562,6 @@ def exchange(self: Hosted, method: str, path: str, read=lambda text: judged(200,
         if got.hold: self._not_before = max(self._not_before, time.monotonic() + pause)
         elif not self._pause(pause): raise HostedError("stopped", tries=tries)
 
-_NOTES = itertools.count()
-
 @patch
 def _loss(self: Hosted, fear, billed, batch=False) -> Loss: # of one sending
     if billed is None: return Loss(1, feared_tokens=fear[0], feared_money=fear[1])
@@ -571,7 +569,7 @@ def _loss(self: Hosted, fear, billed, batch=False) -> Loss: # of one sending
 
 @patch
 def _noted(self: Hosted, key, fear): # -> note: what one request has lost, with the sending that is under way
-    name, lost = f"{key}-{os.getpid()}-{next(_NOTES)}", Loss()
+    name, lost = f"{key}-{uuid.uuid4().hex[:12]}", Loss() # in containers every run has the same process number
     def note(billed, over):
         nonlocal lost
         if over == "lost":
@@ -629,6 +627,35 @@ def _one(self: Hosted, key, chat):
     self.keep(key, chat, reply)
     if reply.text is not None: note(None, "seen") # only now: killed before, it is lost
     return reply
+
+# %% ../../nbs/23_hosted.ipynb #f5712e32
+ENDED = ("completed", "failed", "expired", "cancelled")
+
+@dataclass
+class Job:
+    "One batch under way."
+    tag: str # ours, in the metadata of the batch
+    keys: list # of the conversations in it
+    file_id: str = "" # of the uploaded lines
+    batch_id: str = ""
+    status: str = "new"
+    closed: bool = False # is everything in it noted?
+    when: float = 0. # seconds since 1970, when it was begun
+    worst: list = field(default_factory=list) # tokens and US dollars at most, of each key
+
+@patch
+def jobs(self: Hosted) -> list: # of `Job`
+    "The batches of this folder, in the order in which they were begun; finished ones too."
+    if self.cache is None: return []
+    return sorted((Job(**row) for p in (self.cache.folder/"batches").glob("*.jsonl") for row in read_jsonl(p)), key=lambda j: j.when)
+
+@patch
+def _note(self: Hosted, job): write_jsonl(self.cache.folder/"batches"/f"{job.tag}.jsonl", [asdict(self.clean(job))])
+
+@patch
+def _ordered(self: Hosted) -> tuple: # tokens and US dollars at most, of batches under way
+    under_way = [w for j in self.jobs() if not j.closed for w in j.worst]
+    return sum(w[0] for w in under_way), sum(w[1] for w in under_way)
 
 # %% ../../nbs/23_hosted.ipynb #fe33469d
 @patch
@@ -763,35 +790,6 @@ class _Handler(BaseHTTPRequestHandler):
             while True: self.wfile.write(b" "); time.sleep(.05)
         except OSError: pass # nobody waits any longer
     do_GET = do_POST = _serve
-
-# %% ../../nbs/23_hosted.ipynb #f5712e32
-ENDED = ("completed", "failed", "expired", "cancelled")
-
-@dataclass
-class Job:
-    "One batch under way."
-    tag: str # ours, in the metadata of the batch
-    keys: list # of the conversations in it
-    file_id: str = "" # of the uploaded lines
-    batch_id: str = ""
-    status: str = "new"
-    closed: bool = False # is everything in it noted?
-    when: float = 0. # seconds since 1970, when it was begun
-    worst: list = field(default_factory=list) # tokens and US dollars at most, of each key
-
-@patch
-def jobs(self: Hosted) -> list: # of `Job`
-    "The batches of this folder, in the order in which they were begun; finished ones too."
-    if self.cache is None: return []
-    return sorted((Job(**row) for p in (self.cache.folder/"batches").glob("*.jsonl") for row in read_jsonl(p)), key=lambda j: j.when)
-
-@patch
-def _note(self: Hosted, job): write_jsonl(self.cache.folder/"batches"/f"{job.tag}.jsonl", [asdict(self.clean(job))])
-
-@patch
-def _ordered(self: Hosted) -> tuple: # tokens and US dollars at most, of batches under way
-    under_way = [w for j in self.jobs() if not j.closed for w in j.worst]
-    return sum(w[0] for w in under_way), sum(w[1] for w in under_way)
 
 # %% ../../nbs/23_hosted.ipynb #e86a1151
 @patch

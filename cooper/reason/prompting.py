@@ -4,7 +4,7 @@
 
 # %% ../../nbs/24_prompting.ipynb #607f13be
 from __future__ import annotations
-import ast, html, json, math, re
+import ast, html, itertools, json, math, re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from ..core import NotBuilt
@@ -188,6 +188,9 @@ class Graph:
 
 GRAPH_KINDS = ("json", "repaired", "cut", "ambiguous", "empty", "none")
 _TOO_LONG = 40_000 # characters: the lenient reader is slow
+_TOO_DEEP = 64 # brackets in brackets: a model that went round in circles, no graph
+
+def _deep(text): return max(itertools.accumulate((c in "{[") - (c in "}]") for c in text), default=0) > _TOO_DEEP
 
 def _pairs(items): # a dict in which a key that comes twice keeps both values
     found = {}
@@ -198,6 +201,7 @@ _BAD = (ValueError, SyntaxError, TypeError, RecursionError, MemoryError)
 
 # %% ../../nbs/24_prompting.ipynb #b6a38ad2
 def _loads(text): # (value, how) of JSON or of what is nearly JSON; (None, 'none')
+    if _deep(text): return None, "none"
     try:
         value = json.loads(text, object_pairs_hook=_pairs)
         return (value, "json") if not isinstance(value, str) else (json.loads(value, object_pairs_hook=_pairs), "repaired") # JSON inside a string of JSON
@@ -244,6 +248,7 @@ def _spans(text): # outermost {...} and [...] of a text, strings respected; the 
     return found + ([(start, len(text), stack)] if stack else [])
 
 def _closed(text): # (value, 'cut') of JSON without its end: cut back to a whole value, and closed
+    if _deep(text): return None, "none"
     ends = [i for i, c in enumerate(text) if c in ",}]" or c == '"' and i == len(text) - 1]
     for at in ends[:-400:-1]:
         head = text[:at + (text[at] != ",")]
