@@ -569,7 +569,7 @@ def test_export_gives_back_names_types_and_bytes(tmp_path, dtype):
 @pytest.mark.parametrize("file, change, message", [
     ("config.json", lambda c: c.pop("position_base"), "'position_base'"), ("config.json", lambda c: c.update(position_base=0), "'position_base' is 0; expected a number above 0"),
     ("config.json", lambda c: c.update(position_base="10"), "'position_base' is '10'"),
-    ("tokenizer.json", lambda c: c.update(added_tokens=[]), "the tokenizer cuts .* into .* pieces; expected one id")])
+    ("tokenizer.json", lambda c: c.update(added_tokens=[]), "the tokenizer has 485 words, and 'vocabulary' in processor_config.json is 494")])
 def test_what_would_load_and_answer_nonsense_is_refused(tmp_path, file, change, message):
     folder = Path(shutil.copytree(ROOT/"data/tiny-cooper", tmp_path/"tiny"))
     values = json.loads((folder/file).read_text()); change(values); (folder/file).write_text(json.dumps(values))

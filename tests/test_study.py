@@ -324,7 +324,7 @@ def test_an_example_about_a_question_that_is_asked_is_refused(tmp_path):
     (tmp_path/"pictures"/"4.png").write_bytes(png((50, 0, 0))) # the bytes of 1.png, under another name
     p = StudyParameters(["rehearsal"], ("few_shot_flat",), (given["benchmarks"],), examples=given["examples"], out=str(tmp_path))
     with Rehearsal(rule_reader) as server:
-        with pytest.raises(ValueError, match=r"mcq, question 1: its picture is in an example \(shots.tsv:3\)"): study_plan(study_models(p, server), p.prompts, study_banks(p), shots=study_shots(p))
+        with pytest.raises(ValueError, match=r"mcq, question 1: its picture is in an example \('shots.tsv:3'\)"): study_plan(study_models(p, server), p.prompts, study_banks(p), shots=study_shots(p))
 
 
 def test_the_prompting_notebook_on_an_own_benchmark(tmp_path):

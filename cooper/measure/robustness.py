@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from ..core import seed_for
-from .benchmarks import Case, Table, bootstrap, resized_depth, resized_labels
+from .benchmarks import Table, bootstrap, resized_depth, resized_labels
 from .protocols import Exam, LETTERED, RowPicture, mcq_prompt
 from .records import Answered, CooperAnswers, Scored, collect, read_trace, score, sign_test
 from ..model.modalities import DepthMap, SegmentMap, modality
