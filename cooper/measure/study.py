@@ -129,17 +129,18 @@ class Study:
 
 def _bytes(p): return p if isinstance(p, bytes) else resolve(p).read_bytes() if hasattr(p, "__fspath__") else p.tobytes()
 
-def _strangers(bank, shots): # ValueError where an example shows a picture that is asked about: its graph would tell the answer
-    shown = {hashlib.sha256(_bytes(p)).digest(): s for s in shots for p in s.item.shown}
-    for i, item in zip(bank.exam.items, bank.items) if shown else ():
-        for p in item.shown:
-            s = shown.get(hashlib.sha256(_bytes(p)).digest())
-            if s is not None: raise ValueError(f"{bank.name}, question {i.id}: its picture is in an example ({s.item.name or s.item.question!r}); give examples with other pictures")
+def _digest(p): return hashlib.sha256(_bytes(p)).digest()
+
+def _check_examples(banks, shots): # ValueError where an example shows a picture that is asked about: its graph would tell the answer
+    shown = {_digest(p): s for s in shots for p in s.item.shown}
+    asked = [(bank, i, p) for bank in banks for i, item in zip(bank.exam.items, bank.items) for p in item.shown] if shown else []
+    for bank, i, p in asked:
+        s = shown.get(_digest(p))
+        if s is not None: raise ValueError(f"{bank.name}, question {i.id}: its picture is in an example ({s.item.name or s.item.question!r}); give examples with other pictures")
 
 def _jobs(asker, variants, banks, seen, shots): # [(bank, Job)], [what is left out]
     jobs, out = [], []
     for bank in banks:
-        _strangers(bank, shots)
         for v in (variant(n) if isinstance(n, str) else n for n in variants):
             for s in seen:
                 why = refusal(asker, v, bank.items, s, shots)
@@ -159,6 +160,7 @@ def study(
     **options, # max_tokens, temperature, sample
 ) -> Study:
     "Asks every model everything in every way. What a folder of replies knows already is not asked again."
+    _check_examples(banks, shots)
     runs, out = [], []
     for model in askers:
         jobs, left = _jobs(model, variants, banks, seen, shots)
@@ -265,6 +267,7 @@ class _Dry: # stands where a model would, and notes what it is asked
 
 def study_plan(askers: list, variants, banks: list, seen: tuple=SEEN, shots=(), batch: bool=False, **options) -> list: # of Plan, one for each model
     "What a study would send, and what that may cost. Sends nothing."
+    _check_examples(banks, shots)
     plans = []
     for model in askers:
         dry = _Dry(model)
@@ -421,7 +424,7 @@ def study_files(p: StudyParameters) -> list: # of the files (and folders of scen
 def study_pictures(banks: list, shots=()) -> dict: # name -> dict(pictures=how many, sha256=of all of them in order)
     "For the record of a run: the pictures that each benchmark, and the examples, show."
     def told(items):
-        each = [hashlib.sha256(_bytes(p)).digest() for i in items for p in i.shown]
+        each = [_digest(p) for i in items for p in i.shown]
         return dict(pictures=len(each), sha256=hashlib.sha256(b"".join(each)).hexdigest())
     return {b.name: told(b.items) for b in banks} | ({"examples": told(s.item for s in shots)} if shots else {})
 

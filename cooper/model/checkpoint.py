@@ -27,7 +27,7 @@ __all__ = ['OURS', 'RELEASED', 'BASE', 'TABLES', 'PARTS', 'PROBES', 'DTYPES', 'S
            'save_pretrained', 'SOURCES', 'places', 'layout', 'read_json', 'read_weights', 'check_fields', 'check_sides',
            'check_merges', 'Head', 'weight_files', 'heads', 'released_config', 'released_vae', 'check_tables',
            'vae_names', 'released_vae_names', 'part_of', 'Coverage', 'cover', 'same_weights', 'named', 'Origin',
-           'warn_if_plain', 'find_base', 'released_files', 'choose_dtype', 'fault', 'tensors', 'fill',
+           'warn_if_plain', 'find_base', 'released_files', 'choose_dtype', 'wrong_numbers', 'tensors', 'fill',
            'check_quantization', 'quantized', 'place', 'shares', 'check_room', 'deal', 'spread', 'blank_model',
            'check_words', 'locate', 'quiet', 'load_model', 'model_card', 'save_model', 'export_released', 'find_parts',
            'damage', 'check_sizes', 'Limits', 'inside', 'survey', 'unpack', 'download', 'main']
@@ -363,6 +363,10 @@ class Coverage:
         counts = [Counter(map(part_of, names)) for names in (good, self.missing, self.unused + self.harmless, self.wrong, self.damaged)]
         return {p: [c[p] for c in counts] for p in PARTS if any(c[p] for c in counts)}
     @property
+    def zeros(self) -> set:
+        "Names of the damaged tensors that are all zeros."
+        return {n for n, why in self.damaged.items() if why.endswith("is all zeros")}
+    @property
     def complete(self) -> bool:
         "Is there nothing to complain of?"
         return not (self.missing or self.unused or self.wrong or self.damaged)
@@ -418,7 +422,7 @@ def _guesses(self: Coverage):
     prefix = next((p for p in ("module.", "model.", "_orig_mod.", "ema.") if self.unused and all(n.startswith(p) for n in self.unused)), None)
     if prefix: return [f"all names begin with '{prefix}', which a training program left there: take it off"]
     heavy = lambda names: Counter(part_of(n) for n in names if n.endswith("weight"))
-    zeros = heavy(n for n, why in self.damaged.items() if why.endswith("is all zeros"))
+    zeros = heavy(self.zeros)
     if empty := [p for p in PARTS if zeros[p] and zeros[p] >= heavy(self.loaded)[p] - (p == "latents in and out")]: # llm2vae may be zeros
         return [f"nothing but zeros in the {', the '.join(empty)}: a file that was never filled?"]
     gone = [p for p, row in self.rows.items() if row[0] == 0 and row[1]]
@@ -516,7 +520,7 @@ def choose_dtype(
 # %% ../../nbs/06_checkpoint.ipynb #e8b80919
 PIECE = 2**20 # numbers
 
-def fault(
+def wrong_numbers(
     name: str, # of the model's tensor
     t: torch.Tensor, # as it lies in the file
     dtype: torch.dtype, # what it will be
@@ -551,11 +555,11 @@ def tensors(model: nn.Module, found: dict, dtype: torch.dtype, device="cpu"): # 
                 if h.path != path or name not in expected: continue
                 kind = torch.float32 if name.startswith("vae.") else dtype
                 t = f.get_tensor(h.name).reshape(expected[name].shape).to(device(name) if callable(device) else device)
-                if why := fault(name, t, kind): coverage.damaged[name] = f"'{h.name}' {why}"; files[path] = None
+                if why := wrong_numbers(name, t, kind): coverage.damaged[name] = f"'{h.name}' {why}"; files[path] = None
                 yield name, t.to(kind)
-    zeros = {n for n, why in coverage.damaged.items() if why.endswith("is all zeros")}
-    if {n for n in coverage.loaded if n.endswith("weight") and not n.startswith("vae.")} <= zeros | {"llm2vae.weight"}:
-        coverage.damaged = {n: why for n, why in coverage.damaged.items() if n not in zeros}
+    weights = {n for n in coverage.loaded if n.endswith("weight") and not n.startswith("vae.")} - {"llm2vae.weight"}
+    if weights and weights <= coverage.zeros:
+        for n in coverage.zeros: del coverage.damaged[n]
         warnings.warn(f"{' and '.join(map(str, files))}: nothing but zeros; it takes the room of a model, and answers nothing", stacklevel=2)
     coverage.check(" and ".join(map(str, files)))
 

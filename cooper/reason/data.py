@@ -245,7 +245,8 @@ def grounding(
     "Two lessons in looking: what one might count, listed from left to right, and every object that can be named, in any order."
     rng = np.random.default_rng(seed_for("grounding", seed, facts["scene_id"]))
     lists = [(q.question.replace("How many", "Which"), chain(q, facts)[0]) for q in counting(facts, rng)[:3]]
-    asked = [o for o in (facts["objects"][i] for i in rng.permutation(len(facts["objects"]))) if o in referable(facts)]
+    known = referable(facts)
+    asked = [known[i] for i in rng.permutation(len(known))]
     return ([lists] if lists else []) + ([[(f"Where are the {', the '.join(map(name, asked))}?", seen(asked) + ".")]] if asked else [])
 
 # %% ../../nbs/21_reasoning_data.ipynb #7b4ef3a5
