@@ -327,6 +327,8 @@ def test_lessons_in_comparing_are_the_chains_with_their_numbers_given():
     rows = list(comparing_rows(resolve("data/scenes")/"test", scenes=6, per_scene=4, protocol=PROTOCOL))
     for r in rows: check_sft(r)
     assert all(i["type"] == "text" for r in rows for i in r["interleaved_reason"]) and len(rows) == len({r["data_id"] for r in rows})
+    asked = [[i["value"] for i in r["interleaved_reason"] if i["value"].endswith("?")] for r in rows]
+    assert all(len(set(row)) == len(row) <= 2*4 for row in asked) and max(sum("nearer to the" in q for q in row) for row in asked) > 4, "distance is asked for most"
 
 def test_objects_are_asked_for_in_any_order():
     moved = 0

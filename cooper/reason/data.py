@@ -586,11 +586,13 @@ def comparing_rows(
     mirror: bool=False,      # every scene once more, left and right exchanged
     max_objects: int=0,      # as for `split_questions`
 ):                           # yields rows as `sft_rows` does, of kind 'comparing' and without pictures
-    "Lessons in comparing: one conversation for every scene of a split."
+    "Lessons in comparing: one conversation for every scene of a split, with `per_scene` questions of all kinds and as many about distance."
     system = (protocol or {}).get("system", {}).get("reason")
     for facts, asked in split_questions(folder, seed, per_scene, scenes, mirror=mirror, max_objects=max_objects):
+        rng = np.random.default_rng(seed_for("comparing", seed, facts["scene_id"]))
+        asked = list({q.data_id: q for q in (*asked, *two_way(facts, "distance", rng)[:per_scene])}.values()) # the one kind whose numbers are computed
         if not asked: continue # an empty room asks nothing
-        items = [*([_text(system)] if system else []), *(item for q in asked for item in comparing(q, facts))]
+        items = [*([_text(system)] if system else []), *(item for i in rng.permutation(len(asked)) for item in comparing(asked[i], facts))]
         yield dict(interleaved_reason=items, mode="reason", kind="comparing", data_id=f"{facts['scene_id']}-comparing")
 
 # %% ../../nbs/21_reasoning_data.ipynb #5d1c1528
