@@ -1,0 +1,226 @@
+"The server: OpenAI's own client, clients that vanish or send rubbish, limits, paths, tokens, faults and stops."
+import base64, contextlib, io, os, socket, struct, threading, time, zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx, openai, pytest
+from PIL import Image
+
+import cooper
+from cooper.core import resolve
+from cooper.present import serve
+from cooper.present.serve import Refused, ServeSettings, Shelf, from_path, main, required_token, serving
+
+ROOM, QUESTION = resolve("data/scenes/test/rgb/000014.png"), "How many cubes are there?"
+URL = "data:image/png;base64," + base64.b64encode(ROOM.read_bytes()).decode()
+
+
+@pytest.fixture(scope="module")
+def co(): return cooper.load("data/tiny-cooper", dtype="float32", show=False)
+
+
+@pytest.fixture(scope="module")
+def house(co):
+    services, create = [], serve.Service
+    class Seen(create):
+        def __init__(self, *args): super().__init__(*args); services.append(self)
+    serve.Service = Seen
+    try:
+        with serving(co, max_body_mb=1, read_seconds=1, batch_size=8, max_queue=16, max_choices=4, keep_traces=40, max_pixels=10 ** 6) as url: yield url, services[0]
+    finally: serve.Service = create
+
+
+def ask(url=URL, words=QUESTION, **more):
+    return dict(model="cooper-direct", messages=[dict(role="user", content=[dict(type="text", text=words), dict(type="image_url", image_url=dict(url=url))])]) | more
+
+def post(house, body, **more): return httpx.post(f"{house[0]}/chat/completions", json=body, timeout=120, **more)
+
+def quiet(service, seconds=30):
+    "Waits until nothing is on its way, and says whether all was given back."
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and (service.worker.jobs or service.worker.engine.cache is not None): time.sleep(.02)
+    return not service.worker.jobs and service.worker.held == 0 and service.worker.engine.cache is None and not service.worker.engine.queue
+
+
+def test_the_official_client(house, co):
+    client = openai.OpenAI(base_url=house[0], api_key="none", max_retries=0)
+    assert [m.id for m in client.models.list()][:2] == ["cooper", "cooper-direct"]
+    said = client.chat.completions.create(**ask(model="cooper", n=2, temperature=.7, seed=5))
+    alone = co.ask(ROOM, QUESTION, seed=5, temperature=.7)
+    assert said.choices[0].message.content == (alone.answer or "") and len(said.choices) == 2 and said.usage.completion_tokens >= alone.tokens
+    kept = [httpx.get(f"{house[0]}/traces/{c.trace['id']}").json() for c in said.choices]
+    assert [s["text"] for s in kept[0]["steps"] if s["kind"] == "write"] == [s.text for s in alone.written]
+    drawn = [s for s in kept[0]["steps"] if s["kind"] == "draw"]
+    assert [s["modality"] for s in drawn] == alone.drawn
+    for row, step in zip(drawn, (s for s in alone.steps if s.kind == "draw")):
+        assert Image.open(io.BytesIO(base64.b64decode(row["picture"].partition(",")[2]))).size == step.picture.size and ("near" in row) == (step.modality == "depth")
+    for kind, body in ((openai.BadRequestError, ask(n=5)), (openai.NotFoundError, ask(model="gpt")), (openai.BadRequestError, ask(stop=["."]))):
+        with pytest.raises(kind): client.chat.completions.create(**body)
+
+
+def test_a_stream_says_the_words_the_steps_and_then_the_answer(house, co):
+    client = openai.OpenAI(base_url=house[0], api_key="none", max_retries=0)
+    chunks = list(client.chat.completions.create(**ask(model="cooper-perceive", stream=True, stream_options={"include_usage": True})))
+    alone = co.ask(ROOM, QUESTION, mode="perceive")
+    choices = [c.choices[0] for c in chunks if c.choices]
+    assert "".join(c.delta.content or "" for c in choices) == (alone.answer or "") and choices[-1].finish_reason in ("stop", "length")
+    steps = [c.drawing for c in choices if getattr(c, "drawing", None)]
+    assert [s["modality"] for s in steps if s["step"] == s["of"]] == alone.drawn == ["depth", "segmentation"]
+    assert chunks[-1].usage.completion_tokens == alone.tokens
+    whole = post(house, ask(model="cooper-perceive")).json()["choices"][0]
+    assert whole["message"]["content"] == (alone.answer or "") and whole["trace"]["drawn"] == alone.drawn
+
+
+def wide_png(width, height):
+    "A small file of a huge picture."
+    part = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    rows = zlib.compress(bytes((width + 1) * height), 9)
+    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)) + part(b"IDAT", rows) + part(b"IEND", b"")
+
+def data_url(data): return "data:image/png;base64," + base64.b64encode(data).decode()
+
+RUBBISH = {
+    "no JSON": b"{", "a list": b"[]", "NaN": b'{"seed": NaN}', "nested": b"[" * 200_000, "not UTF-8": b"\xff\xfe\x00", "empty": b"",
+    "no model": dict(messages=[]), "no messages": dict(model="cooper"), "messages of strings": dict(model="cooper", messages=["hello"]),
+    "system words": ask() | dict(messages=[dict(role="system", content="x")]), "two messages": ask() | dict(messages=ask()["messages"]*2),
+    "no words": ask(words=" "), "many words": ask(words="x" * 30_000), "wide picture": ask(data_url(wide_png(20_000, 200))), "bomb": ask(data_url(wide_png(20_000, 19_000))),
+    "no picture data": ask("data:image/png;base64,AAAA"), "half a picture": ask(data_url(ROOM.read_bytes()[:2000])), "no base64": ask("data:image/png;base64,***"),
+    "a text file": ask("data:text/plain;base64,AAAA"), "http": ask("http://169.254.169.254/latest"), "file": ask("file:///etc/passwd"), "url of a list": ask(["x"]),
+    "nine pictures": dict(model="cooper", messages=[dict(role="user", content=[*ask()["messages"][0]["content"]]*9)]), "a seed in words": ask(seed="one"),
+    "true for a number": ask(n=True), "negative": ask(temperature=-1), "no mode": ask(mode="dream"), "more turns": ask(max_turns=10 ** 6), "zero tokens": ask(max_tokens=0),
+    "unknown field": ask(best_of=3), "tools": ask(tools=[{}]), "stream of stones": ask(stream="yes")}
+
+@pytest.mark.parametrize("what", RUBBISH)
+def test_rubbish_is_refused_with_a_sentence(house, what):
+    body = RUBBISH[what]
+    answer = httpx.post(f"{house[0]}/chat/completions", timeout=60, **({"content": body} if isinstance(body, bytes) else {"json": body}))
+    error = answer.json()["error"]
+    assert answer.status_code in (400, 404, 413) and len(error["message"]) > 10 and "Traceback" not in answer.text, answer.text
+    assert not house[1].worker.jobs
+
+
+def test_what_is_too_large_or_too_slow_is_not_waited_for(house):
+    assert httpx.post(f"{house[0]}/chat/completions", content=b" " * 2 ** 21).status_code == 413
+    host, port = house[0].removeprefix("http://").removesuffix("/v1").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as s:
+        s.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
+        assert b" 408 " in s.recv(200), "a body that never comes"
+    with socket.create_connection((host, int(port)), timeout=20) as s: # no length given: counted as it comes
+        s.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        with contextlib.suppress(OSError): # it may hang up before all of it is sent
+            for _ in range(200): s.sendall(b"4000\r\n" + b" " * 0x4000 + b"\r\n")
+        assert b" 413 " in s.recv(200)
+
+
+def test_two_hundred_clients_of_whom_some_vanish_and_some_send_rubbish(house):
+    url, service = house
+    def client(i):
+        try:
+            if i % 5 == 1: return httpx.post(f"{url}/chat/completions", json=ask(model="cooper"), timeout=.3).status_code # leaves
+            if i % 5 == 2: return post(house, list(RUBBISH.values())[6 + i % 20]).status_code
+            if i % 5 == 3:
+                with httpx.stream("POST", f"{url}/chat/completions", json=ask(model="cooper", stream=True), timeout=120) as r:
+                    next(r.iter_bytes(), None); return "left" if r.status_code == 200 else r.status_code # after the first word
+            body, end = ask(n=1 + i % 2, seed=i), time.monotonic() + 100
+            while (r := post(house, body)).status_code == 429 and time.monotonic() < end: time.sleep(min(1, float(r.headers["retry-after"])))
+            return r.json() if r.status_code == 200 else r.status_code
+        except httpx.TimeoutException: return "left"
+    with ThreadPoolExecutor(50) as pool: said = list(pool.map(client, range(200)))
+    answers = {i: said[i] for i in range(200) if i % 5 in (0, 4)}
+    assert all(isinstance(a, dict) and len(a["choices"]) == 1 + i % 2 for i, a in answers.items()), "nobody who stayed is lost"
+    assert len({a["choices"][0]["message"]["content"] for a in answers.values()}) == 1, "the same question, greedy: the same answer in any company"
+    assert all(said[i] in (400, 404, 413, 429) for i in range(2, 200, 5)) and quiet(service)
+    assert len(service.shelf) <= 40 and threading.active_count() < 150
+
+
+def test_a_client_that_leaves_takes_its_answer_along(house):
+    url, service = house
+    assert quiet(service)
+    seen, submit = [], service.worker.engine.submit
+    service.worker.engine.submit = lambda r: seen.append(r) or submit(r)
+    try:
+        with httpx.stream("POST", f"{url}/chat/completions", json=ask(model="cooper-perceive", stream=True), timeout=60) as r: next(r.iter_lines())
+        with pytest.raises(httpx.ReadTimeout): httpx.post(f"{url}/chat/completions", json=ask(model="cooper-perceive", n=4), timeout=.4)
+        assert quiet(service)
+    finally: del service.worker.engine.submit
+    assert {r.ended for r in seen} == {"cancelled"} and len(seen) == 5, [r.ended for r in seen]
+
+
+def test_a_full_queue_says_come_back(co):
+    with serving(co, batch_size=1, max_queue=1, max_choices=4) as url:
+        r = httpx.post(f"{url}/chat/completions", json=ask(n=3), timeout=60)
+        assert r.status_code == 429 and int(r.headers["retry-after"]) >= 1 and "room for 2" in r.json()["error"]["message"]
+        assert httpx.post(f"{url}/chat/completions", json=ask(n=2), timeout=60).status_code == 200
+    with serving(co, max_held_mb=.01) as url: assert "memory" in httpx.post(f"{url}/chat/completions", json=ask(), timeout=60).json()["error"]["message"]
+
+
+def test_an_answer_has_a_deadline(co):
+    with serving(co, max_seconds=.01) as url: assert httpx.post(f"{url}/chat/completions", json=ask(model="cooper-perceive"), timeout=60).status_code == 504
+
+
+def test_a_fault_of_the_engine_is_told_and_survived(house, capfd):
+    url, service = house
+    assert quiet(service)
+    step, service.worker.engine.step = service.worker.engine.step, lambda: (_ for _ in ()).throw(RuntimeError("secret of the inside"))
+    try: r = post(house, ask())
+    finally: del service.worker.engine.step
+    assert r.status_code == 500 and "secret" not in r.text and "secret" in capfd.readouterr().err
+    assert post(house, ask()).status_code == 200 and quiet(service)
+
+
+def test_a_server_that_is_told_to_stop_finishes_what_it_began(co):
+    with ThreadPoolExecutor(1) as pool:
+        with serving(co) as url:
+            answer = pool.submit(httpx.post, f"{url}/chat/completions", json=ask(model="cooper-perceive"), timeout=60)
+            while "cooper_answers 1.0" not in httpx.get(f"{url.removesuffix('/v1')}/metrics").text: time.sleep(.01)
+        assert answer.result().status_code == 200
+    with pytest.raises(httpx.ConnectError): httpx.get(f"{url}/models")
+    assert not any(t.name == "cooper-engine" and t.is_alive() and not t.daemon for t in threading.enumerate())
+
+
+def test_paths_stay_below_the_root(tmp_path):
+    inside, outside = tmp_path/"in", tmp_path/"out"
+    inside.mkdir(); outside.mkdir()
+    for folder in (inside, outside): (folder/"room.png").write_bytes(ROOM.read_bytes())
+    (inside/"link.png").symlink_to(outside/"room.png"); (inside/"up").symlink_to(outside); (inside/"own.png").symlink_to(inside/"room.png")
+    (tmp_path/"inner").mkdir(); (tmp_path/"inner"/"room.png").write_bytes(ROOM.read_bytes()) # a name that begins alike
+    os.mkfifo(inside/"pipe.png")
+    settings = ServeSettings(root=str(inside))
+    for good in ("room.png", "own.png", "file://room.png", str(inside/"room.png"), f"file://{inside}/room.png", "./room.png"): assert from_path(good, settings).size == (128, 128)
+    for bad in ("link.png", "up/room.png", "../out/room.png", str(outside/"room.png"), f"file://{outside}/room.png", "../inner/room.png", "pipe.png", "", ".", "room.png\0", "x" * 5000,
+                "file://localhost/etc/passwd", "..%2fout%2froom.png", "FILE:///etc/passwd", "~/room.png"):
+        with pytest.raises(Refused, match="there is no picture at that path"): from_path(bad, settings)
+
+
+def test_a_token_is_asked_for(co):
+    with pytest.raises(ValueError, match="COOPER_SERVE_TOKEN"): required_token(ServeSettings(host="0.0.0.0"), {})
+    assert required_token(ServeSettings(host="0.0.0.0"), {"COOPER_SERVE_TOKEN": "s3"}) == "s3"
+    with serving(co, token="s3cret") as url:
+        for shown in (None, "Bearer wrong", "Bearer s3crét", "s3cret", "Bearer s3cret"):
+            headers = {"Authorization": shown.encode("latin-1")} if shown else {}
+            for r in (httpx.get(f"{url}/models", headers=headers), httpx.get(f"{url}/traces/x", headers=headers), httpx.post(f"{url}/chat/completions", json=ask(), headers=headers, timeout=60)):
+                assert (r.status_code == 401) == (shown != "Bearer s3cret") and "s3cret" not in r.text
+        assert httpx.get(url.removesuffix("/v1") + "/health").json() == {"status": "ok"}
+
+
+def test_a_page_of_another_name_for_this_address_is_refused(house):
+    assert httpx.get(f"{house[0]}/models", headers={"Host": "evil.example"}).status_code == 400
+
+
+def test_what_is_counted(house):
+    assert post(house, ask()).status_code == 200
+    text = httpx.get(f"{house[0].removesuffix('/v1')}/metrics").text
+    assert 'cooper_requests_total{status="200"}' in text and "cooper_seconds_bucket" in text and "cooper_answers 0.0" in text
+    assert httpx.get(f"{house[0]}/traces/none").status_code == 404 and httpx.get(f"{house[0]}/nothing").json()["error"]["message"] == "Not Found"
+
+
+def test_the_command_says_what_is_wrong(capsys, monkeypatch):
+    monkeypatch.delenv("COOPER_SERVE_TOKEN", raising=False)
+    for args, words in ((["--checkpoint", "no/such/folder"], "no/such/folder"), (["--host", "0.0.0.0"], "COOPER_SERVE_TOKEN"), (["--max_queue", "0"], "'max_queue' is 0"), (["--root", "nowhere"], "expected a folder")):
+        assert main(args) == 1
+        assert words in capsys.readouterr().err, args
+
+
+def test_the_shelf_is_bounded():
+    shelf = Shelf(3, 1)
+    for i in range(9): shelf.put(dict(id=str(i), x="." * 300_000), "page")
+    assert list(shelf.rows) == ["6", "7", "8"] and shelf.size < 2 ** 20
