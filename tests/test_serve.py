@@ -104,6 +104,10 @@ def test_what_is_too_large_or_too_slow_is_not_waited_for(house):
     with socket.create_connection((host, int(port)), timeout=20) as s:
         s.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
         assert b" 408 " in s.recv(200), "a body that never comes"
+    slow = [socket.create_connection((host, int(port)), timeout=20) for _ in range(40)]
+    for s in slow: s.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
+    assert post(house, ask()).status_code == 200, "others need not wait for them"
+    for s in slow: s.close()
     with socket.create_connection((host, int(port)), timeout=20) as s: # no length given: counted as it comes
         s.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
         with contextlib.suppress(OSError): # it may hang up before all of it is sent

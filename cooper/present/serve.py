@@ -40,9 +40,9 @@ class ServeSettings:
     max_pictures: int = 8                  # of a request
     max_pixels: int = 16_000_000           # of a picture
     max_body_mb: float = 32.               # of a request
-    max_held_mb: float = 1024.             # pictures of all unfinished requests, decoded
+    max_held_mb: float = 1024.             # bodies that arrive, and decoded pictures of unfinished requests, all together
     max_words: int = 20_000                # characters of a question
-    max_readers: int = 8                   # bodies read and pictures decoded at once
+    max_readers: int = 8                   # requests whose pictures are decoded at once
     read_seconds: float = 30.              # for a body to arrive
     max_seconds: float = 600.              # for an answer, from its arrival
     keep_traces: int = 256                 # the last so many can be looked at
@@ -275,7 +275,7 @@ class Worker:
         wait = 1 + self.answers // 8 # seconds; a guess, so that not all come back at once
         if self.answers + answers > self.max_answers:
             raise Refused(429, f"{self.answers} answers are on their way, and there is room for {self.max_answers}; try again later", retry_after=wait)
-        if self.held + bytes > self.max_bytes: raise Refused(429, "the pictures of unfinished requests fill the memory that is set aside for them; try again later", retry_after=wait)
+        if self.held + bytes > self.max_bytes: raise Refused(429, "unfinished requests fill the memory that is set aside for bodies and pictures; try again later", retry_after=wait)
     def submit(self, job: Job) -> Job:
         "Take a job, or refuse it (429, 503)."
         with self.lock: # two clients must not take the same last place
@@ -394,7 +394,7 @@ class Service:
         self.worker = Worker(co.engine(batch_size=s.batch_size, thought=s.thought), s.batch_size + s.max_queue, s.max_held_mb * 2 ** 20)
         self.shelf = Shelf(s.keep_traces, s.keep_traces_mb)
         self.metrics = Metrics(self.worker, self.shelf)
-        self.readers = asyncio.Semaphore(s.max_readers)
+        self.readers, self.arriving = asyncio.Semaphore(s.max_readers), 0 # bytes of bodies
 
     async def body(self, request) -> dict:
         "The JSON of a request, within its size and its time. Refused: 400, 408, 413."
@@ -405,9 +405,11 @@ class Service:
         try:
             async with asyncio.timeout(self.settings.read_seconds):
                 async for part in request.stream():
-                    data += part
+                    data += part; self.arriving += len(part)
                     if len(data) > limit: raise too_large
+                    self.worker.room(0, self.arriving)
         except TimeoutError: raise Refused(408, f"the body did not arrive within {self.settings.read_seconds:g} s") from None
+        finally: self.arriving -= len(data)
         try: return json.loads(data, parse_constant=_no_constant)
         except RecursionError: raise Refused(400, "the body is nested too deeply") from None
         except ValueError as e: raise Refused(400, f"the body is no JSON: {e}"[:200]) from None
@@ -423,9 +425,8 @@ class Service:
     async def read(self, request) -> tuple: # Chat, its pictures
         "Read a request. Refused: 400, 404, 408, 413, 429, 503."
         self.worker.room() # no need to read what has no place
-        async with self.readers:
-            chat = read_chat(await self.body(request), self.settings, self.protocol)
-            return chat, await asyncio.to_thread(self.pictures, chat)
+        chat = read_chat(await self.body(request), self.settings, self.protocol)
+        async with self.readers: return chat, await asyncio.to_thread(self.pictures, chat)
     def send(self, chat: Chat, pictures: list) -> tuple: # Job, asyncio.Queue of what it tells
         "Hand a request to the worker. Refused: 429, 503."
         told, loop = asyncio.Queue(), asyncio.get_running_loop()
@@ -563,7 +564,7 @@ def create_app(co: Cooper, settings: ServeSettings, token: str = ""):
 # %% ../../nbs/62_serve.ipynb #b4a88f42
 def _server(co, settings, token):
     import uvicorn
-    return uvicorn.Server(uvicorn.Config(create_app(co, settings, token), host=settings.host, port=settings.port, log_level="warning", access_log=False,
+    return uvicorn.Server(uvicorn.Config(create_app(co, settings, token), host=settings.host, port=settings.port, limit_concurrency=1000, log_level="warning", access_log=False,
                                          timeout_graceful_shutdown=int(settings.grace_seconds), lifespan="on"))
 
 @contextlib.contextmanager
