@@ -193,13 +193,13 @@ class Gains(list):
         def row(kind, mine):
             known = [g for g in mine if g.gain is not None]
             rate = lambda right, judged: sum(getattr(g, right) for g in mine)/max(sum(getattr(g, judged) for g in mine), 1)
-            mean, low, high = _bootstrap([g.gain for g in known]) if known else (None, None, None)
+            mean, low, high = _bootstrap([g.gain for g in known]) if len(known) > 1 else (known[0].gain if known else None, None, None) # one question has no spread
             return dict(kind=kind or "(no kind)", questions=len(mine), right=rate("right", "judged"), right_without=rate("right_without", "judged_without"), gain=mean, low=low, high=high,
                         drew=sum(g.drew for g in mine)/max(len(mine), 1), **{f: sum(g.flag == f for g in mine) for f in FLAGS})
         return [row(k, [g for g in self if g.kind == k]) for k in self.kinds] + [row("all", list(self))]
     def _cells(self, r):
         percent = lambda x: "-" if x is None else f"{100*x:.0f}"
-        gain = "-" if r["gain"] is None else f"{100*r['gain']:+.0f} [{100*r['low']:+.0f}, {100*r['high']:+.0f}]"
+        gain = "-" if r["gain"] is None else f"{100*r['gain']:+.0f}" + ("" if r["low"] is None else f" [{100*r['low']:+.0f}, {100*r['high']:+.0f}]")
         return [r["kind"], str(r["questions"]), percent(r["right"]), percent(r["right_without"]), gain, percent(r["drew"]), *(str(r[f]) for f in FLAGS)]
     @property
     def _head(self): return ["kind", "questions", f"{self.modes[0]} %", f"{self.modes[1]} %", "gain [95 %], points", "drew %", *FLAGS]
@@ -227,6 +227,7 @@ def figure(self: Gains): # -> matplotlib Figure
     left.set(yticks=range(len(kinds)), yticklabels=[k or "(no kind)" for k in kinds], xlim=(0, 1), xlabel="share of questions")
     left.legend(frameon=False, fontsize=7, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     self._dots(right)
+    plt.close(fig) # or a notebook shows it twice
     return fig
 
 @patch
@@ -235,11 +236,11 @@ def _dots(self: Gains, ax):
         mine = sorted((g for g in self if g.kind == k and g.gain is not None), key=lambda g: g.gain)
         ax.scatter([g.gain for g in mine], n + np.linspace(-.28, .28, len(mine)) if len(mine) > 1 else [n]*len(mine), s=14, color=[_COLOURS[g.flag] for g in mine], lw=0)
     for n, r in enumerate(self.by_kind()[:-1]):
-        if r["gain"] is not None: ax.errorbar(r["gain"], n, xerr=[[r["gain"] - r["low"]], [r["high"] - r["gain"]]], fmt="|", color="k", ms=14, lw=1)
+        if r["low"] is not None: ax.errorbar(r["gain"], n, xerr=[[r["gain"] - r["low"]], [r["high"] - r["gain"]]], fmt="|", color="k", ms=14, lw=1)
     ax.axvline(0, color="#555", lw=.8)
     ax.set(xlim=(-1.05, 1.05), xlabel=f"gain: {self.modes[0]} less {self.modes[1]}")
 
-# %% ../../nbs/33_gain.ipynb #9778c79e
+# %% ../../nbs/33_gain.ipynb #cf73f1d6
 def gain_rows(
     data,                      # JSONL file of RL rows with pictures beside it, or folder of a rendered split
     questions: int=0,          # the first so many; 0: all
@@ -272,7 +273,7 @@ def write_flagged(
         return new
     return write_jsonl(path, [flagged(r) for r in rows])
 
-# %% ../../nbs/33_gain.ipynb #5992bc7a
+# %% ../../nbs/33_gain.ipynb #5f8df583
 @dataclass
 class GainParameters:
     "What `python -m cooper.cooperate.gain` can be told."
@@ -310,7 +311,7 @@ class GainParameters:
     @property
     def part(self) -> tuple: return tuple(map(int, self.share.split("/")))
 
-# %% ../../nbs/33_gain.ipynb #5f8df583
+# %% ../../nbs/33_gain.ipynb #4c3b2927
 def measure_gain(
     p: GainParameters,
     cooper=None,               # what `cooper.load` gives, if it is loaded already
@@ -319,6 +320,7 @@ def measure_gain(
     rows = gain_rows(p.data, p.questions, p.per_scene, p.seed)
     reward = JudgeReward(model=p.judge, key=p.key, folder=str(resolve(p.out)/"judge")) if p.judge else None
     with RunRecord(p.out, p) as record:
+        record.data(file if (file := resolve(p.data)).is_file() else file/"scenes.jsonl")
         cooper = cooper or _loaded(p.checkpoint)
         options = dict(temperature=p.temperature, top_p=p.top_p) | {k: getattr(p, k) for k in ("max_new_tokens", "max_turns") if getattr(p, k)}
         records = roll(cooper, rows, p.out, p.modes, p.rollouts, p.seed, p.part, p.batch_size, **options)
@@ -335,7 +337,7 @@ def _loaded(checkpoint):
     folder = resolve(checkpoint)
     return cooper.load(str(folder) if folder.exists() else checkpoint, device="cuda" if torch.cuda.is_available() else "cpu")
 
-# %% ../../nbs/33_gain.ipynb #faa13a9b
+# %% ../../nbs/33_gain.ipynb #eb84f288
 def main(argv=None): # words of a command line; None: of this one
     "`python -m cooper.cooperate.gain --checkpoint ... --data ... --out ...`, or `--config file.yaml`."
     from trl import TrlParser

@@ -11,7 +11,7 @@ __all__ = ['JUDGE_SYSTEM', 'JUDGE_PROMPT', 'GUARDED_SYSTEM', 'GUARDED_PROMPT', '
 
 # %% ../../nbs/31_rewards.ipynb #e865368e
 import copy, hashlib, html, importlib, inspect, math, re
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, asdict, dataclass, field
 from itertools import groupby
 from fastcore.basics import patch
 from ..core import NotBuilt
@@ -138,6 +138,7 @@ Write True if the given answer is correct, False if it is not, and nothing else.
 VARIANTS = dict(guarded=(GUARDED_SYSTEM, GUARDED_PROMPT), published=(JUDGE_SYSTEM, JUDGE_PROMPT))
 
 # %% ../../nbs/31_rewards.ipynb #2dc65b3f
+def _whole(text): return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") # half an emoji cannot be sent
 def _defused(text): return re.sub(r"<(?=\|)|\|(?=>)", lambda m: m[0] + " ", text)
 
 def judge_prompt(
@@ -148,9 +149,10 @@ def judge_prompt(
     "What a judge is asked."
     if variant not in VARIANTS: raise ValueError(f"variant is {variant!r}; expected one of {', '.join(VARIANTS)}")
     head, prompt = VARIANTS[variant]
+    question, answer, said = map(_whole, (question, answer, said))
     if variant == "published": return [system(head), user(prompt.format(Question=question, Ground_Truth=answer, Prediction=said))]
     question, answer, said = map(_defused, (question, answer, said))
-    mark = "=====" + hashlib.sha256("\0".join((question, answer, said)).encode("utf-8", "replace")).hexdigest()[:10]
+    mark = "=====" + hashlib.sha256("\0".join((question, answer, said)).encode()).hexdigest()[:10]
     return [system(head), user(prompt.format(mark=mark, question=question, answer=answer, said=said))]
 
 # %% ../../nbs/31_rewards.ipynb #87ec5b88
@@ -222,6 +224,12 @@ def __call__(self: RewardFunction, prompts=None, completions=None, traces=None, 
     if self.unjudged > self.max_unjudged: raise TooManyUnjudged(
         f"reward '{self.__name__}': {sum(out)} of {len(out)} completions are unjudged, max_unjudged is {self.max_unjudged:g}; the first: {self.last[out.index(True)].why}")
     return [v.value for v in self.last]
+
+@patch
+def facts(self: RewardFunction) -> dict:
+    "The settings that decide its values, for a trainer that refuses to go on with other ones."
+    without = {"weight", "max_unjudged", "key", "folder", "timeout", "attempts", "patience", "concurrency", "endpoint"}
+    return {k: v for k, v in asdict(self).items() if k not in without}
 
 @patch(as_prop=True)
 def unjudged(self: RewardFunction) -> float:
