@@ -200,3 +200,15 @@ def test_the_command_line(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(room, "measure_gain", lambda p: None)
     main(["--share", "0/2"])
     assert "share 0/2 is done; other shares are not" in capsys.readouterr().out
+
+def test_a_judge_may_judge(small, data, tmp_path, monkeypatch):
+    from cooper.reason.hosted import HostedError, Rehearsal
+    monkeypatch.setattr(room, "roll", lambda *a, **k: records(8, 0))
+    p = lambda out, key, judge: GainParameters(data=str(data), questions=1, key=key, out=str(tmp_path/out), judge=judge)
+    with Rehearsal(lambda body: str("ANSWER\n3\n" in body["messages"][1]["content"])) as house: # of another opinion than the rules
+        found, = measure_gain(p("out", "", f"j@{house.url}"), small)
+    assert (found.right, found.right_without, found.flag, len(house.seen)) == (0, 8, "negative", 2)
+    assert any((tmp_path/"out"/"judge").rglob("*.json")), "replies are kept"
+    monkeypatch.delenv("NO_KEY", raising=False)
+    with pytest.raises(HostedError, match="NO_KEY is not set"): measure_gain(p("other", "NO_KEY", "j@https://example.org/v1"), small)
+    assert not (tmp_path/"other").exists(), "nothing is sampled for a judge that cannot be asked"

@@ -257,7 +257,7 @@ def test_an_answer_that_speaks_to_its_judge_is_wrong_and_not_sent(attack):
         assert f(traces=[trace(f"<think>{attack}</think>\n<answer>{attack} \\boxed{{2}}</answer>")], **column(1)) == [1.]
         assert sent(house.seen[-1]) == "2" and attack not in json.dumps(house.seen[-1]), "thoughts and what stands beside the box are not sent"
 
-@pytest.mark.parametrize("answer", ["It is true that the cube is larger.", "the right one", "correct", "yes, that is right", "2 m", "B. red cube", "The answer is left", "a system of pipes", "true", "a return ticket", "2 = 1 + 1"])
+@pytest.mark.parametrize("answer", ["It is true that the cube is larger.", "the right one", "correct", "yes, that is right", "I judge it to be the red cube", "2 m", "B. red cube", "The answer is left", "a system of pipes", "true", "a return ticket", "2 = 1 + 1"])
 def test_plain_answers_do_not_speak_to_a_judge(answer): assert not speaks_to_judge(answer)
 
 def test_the_fence_cannot_be_forged():

@@ -73,7 +73,8 @@ def read_rollouts(path) -> list:
     for n, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try: row = json.loads(line)
         except ValueError as e: raise ValueError(f"{path}:{n}: not JSON ({e}); expected a rollout, as `roll` wrote it") from None
-        if not isinstance(row, dict) or not {"stamp", "data_id", "mode", "k", "steps"} <= row.keys(): raise ValueError(f"{path}:{n}: expected a rollout with stamp, data_id, mode, k and steps")
+        if not isinstance(row, dict) or not {"stamp", "data_id", "mode", "k", "steps"} <= row.keys():
+            raise ValueError(f"{path}:{n}: expected a rollout with stamp, data_id, mode, k and steps")
         rows.append(row)
     return rows
 
@@ -89,20 +90,24 @@ def _append(path, rows): # all at once, after the last whole line; others may be
 
 # %% ../../nbs/33_gain.ipynb #fe0acaba
 def _record(trace, row, k, stamp):
-    steps = [dict(kind="draw", modality=s.modality) if s.kind == "draw" else dict(kind="write", text=s.text, truncated=s.truncated, given=s.given) for s in trace.steps]
+    write = lambda s: dict(kind="write", text=s.text, truncated=s.truncated, given=s.given)
+    steps = [dict(kind="draw", modality=s.modality) if s.kind == "draw" else write(s) for s in trace.steps]
     return dict(stamp=stamp, data_id=row["data_id"], mode=trace.mode, k=k, steps=steps, tokens=trace.tokens, finished=trace.finished)
 
 def as_trace(record: dict, question: str="") -> Trace:
     "A rollout as far as rewards need it: words and which maps were drawn, without pictures and ids."
-    def step(s): return Step("draw", modality=s["modality"]) if s["kind"] == "draw" else Step("write", text=s["text"], ids=(0,), logprobs=(0.,), sampled=(not s["given"],), truncated=s["truncated"])
+    def step(s):
+        if s["kind"] == "draw": return Step("draw", modality=s["modality"])
+        return Step("write", text=s["text"], ids=(0,), logprobs=(0.,), sampled=(not s["given"],), truncated=s["truncated"])
     return Trace(record["mode"], question, [], [step(s) for s in record["steps"]], tokens=record["tokens"], finished=record["finished"])
 
 # %% ../../nbs/33_gain.ipynb #9ce0d970
 def _stamper(cooper, seed, options): # -> function of row, mode and k
     kept = {k: v for k, v in options.items() if k != "batch_size"} # the batch changes nothing
-    about = json.dumps([weights_hash(cooper.model), str(next(cooper.model.parameters()).dtype), cooper.processor.protocol, kept, seed], sort_keys=True, default=str)
-    picture = lru_cache(None)(file_hash)
-    def stamp(row, mode, k): return hashlib.sha256(json.dumps([about, row["data_id"], row["question"], picture(row["picture"]), mode, k]).encode()).hexdigest()[:20]
+    dtype, picture = str(next(cooper.model.parameters()).dtype), lru_cache(None)(file_hash)
+    about = json.dumps([weights_hash(cooper.model), dtype, cooper.processor.protocol, kept, seed], sort_keys=True, default=str)
+    def stamp(row, mode, k):
+        return hashlib.sha256(json.dumps([about, row["data_id"], row["question"], picture(row["picture"]), mode, k]).encode()).hexdigest()[:20]
     return stamp
 
 def roll(
@@ -185,7 +190,9 @@ def _bootstrap(values, resamples=2000): # (mean, low, high)
 
 class Gains(list):
     "Gains of questions; in a notebook a table by kind."
-    def __init__(self, gains, modes=("cooperate", "reason"), confidence=.9, margin=0.): super().__init__(gains); self.modes, self.confidence, self.margin = modes, confidence, margin
+    def __init__(self, gains, modes=("cooperate", "reason"), confidence=.9, margin=0.):
+        super().__init__(gains)
+        self.modes, self.confidence, self.margin = modes, confidence, margin
     @property
     def kinds(self) -> list: return list(dict.fromkeys(g.kind for g in self))
     def by_kind(self) -> list: # of dicts, the last one of all questions
@@ -193,9 +200,10 @@ class Gains(list):
         def row(kind, mine):
             known = [g for g in mine if g.gain is not None]
             rate = lambda right, judged: sum(getattr(g, right) for g in mine)/max(sum(getattr(g, judged) for g in mine), 1)
-            mean, low, high = _bootstrap([g.gain for g in known]) if len(known) > 1 else (known[0].gain if known else None, None, None) # one question has no spread
-            return dict(kind=kind or "(no kind)", questions=len(mine), right=rate("right", "judged"), right_without=rate("right_without", "judged_without"), gain=mean, low=low, high=high,
-                        drew=sum(g.drew for g in mine)/max(len(mine), 1), **{f: sum(g.flag == f for g in mine) for f in FLAGS})
+            alone = known[0].gain if known else None # one question has no spread
+            mean, low, high = _bootstrap([g.gain for g in known]) if len(known) > 1 else (alone, None, None)
+            return dict(kind=kind or "(no kind)", questions=len(mine), right=rate("right", "judged"), right_without=rate("right_without", "judged_without"),
+                        gain=mean, low=low, high=high, drew=sum(g.drew for g in mine)/max(len(mine), 1), **{f: sum(g.flag == f for g in mine) for f in FLAGS})
         return [row(k, [g for g in self if g.kind == k]) for k in self.kinds] + [row("all", list(self))]
     def _cells(self, r):
         percent = lambda x: "-" if x is None else f"{100*x:.0f}"
@@ -203,7 +211,9 @@ class Gains(list):
         return [r["kind"], str(r["questions"]), percent(r["right"]), percent(r["right_without"]), gain, percent(r["drew"]), *(str(r[f]) for f in FLAGS)]
     @property
     def _head(self): return ["kind", "questions", f"{self.modes[0]} %", f"{self.modes[1]} %", "gain [95 %], points", "drew %", *FLAGS]
-    def __repr__(self): return "\n".join("  ".join(c.rjust(max(12, len(h))) for c, h in zip(cells, self._head)) for cells in [self._head, *map(self._cells, self.by_kind())])
+    def __repr__(self):
+        rows = [self._head, *map(self._cells, self.by_kind())]
+        return "\n".join("  ".join(c.rjust(max(12, len(h))) for c, h in zip(cells, self._head)) for cells in rows)
     def _repr_html_(self):
         tr = lambda cells, tag: "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
         note = f"flags: exact {100*self.confidence:g} % interval of each question, margin {self.margin:g}"
@@ -234,7 +244,8 @@ def figure(self: Gains): # -> matplotlib Figure
 def _dots(self: Gains, ax):
     for n, k in enumerate(self.kinds):
         mine = sorted((g for g in self if g.kind == k and g.gain is not None), key=lambda g: g.gain)
-        ax.scatter([g.gain for g in mine], n + np.linspace(-.28, .28, len(mine)) if len(mine) > 1 else [n]*len(mine), s=14, color=[_COLOURS[g.flag] for g in mine], lw=0)
+        heights = n + np.linspace(-.28, .28, len(mine)) if len(mine) > 1 else [n]*len(mine)
+        ax.scatter([g.gain for g in mine], heights, s=14, color=[_COLOURS[g.flag] for g in mine], lw=0)
     for n, r in enumerate(self.by_kind()[:-1]):
         if r["low"] is not None: ax.errorbar(r["gain"], n, xerr=[[r["gain"] - r["low"]], [r["high"] - r["gain"]]], fmt="|", color="k", ms=14, lw=1)
     ax.axvline(0, color="#555", lw=.8)
@@ -267,8 +278,9 @@ def write_flagged(
     def flagged(row):
         g = by_id[row["data_id"]]
         image = Path(os.path.relpath(row["picture"], path.parent)).as_posix()
-        new = {k: v for k, v in row.items() if k != "picture"} | dict(image=image, flag=g.flag, gain=g.gain, gain_low=g.low, gain_high=g.high, right_with=g.right, judged_with=g.judged,
-                                                                     right_without=g.right_without, judged_without=g.judged_without, drew=g.drew)
+        numbers = dict(gain=g.gain, gain_low=g.low, gain_high=g.high, right_with=g.right, judged_with=g.judged, right_without=g.right_without,
+                       judged_without=g.judged_without, drew=g.drew)
+        new = {k: v for k, v in row.items() if k != "picture"} | dict(image=image, flag=g.flag) | numbers
         check_rl(new, path.parent)
         return new
     return write_jsonl(path, [flagged(r) for r in rows])
@@ -302,9 +314,11 @@ class GainParameters:
             if getattr(self, name) not in allowed: bad.append(f"'{name}' is {getattr(self, name)!r}; expected {' or '.join(allowed)}")
         if not self.temperature > 0: bad.append(f"'temperature' is {self.temperature}; expected more than 0, or all rollouts of a question are one")
         for name in ("top_p", "confidence"):
-            if not 0 < getattr(self, name) <= 1 or name == "confidence" and self.confidence == 1: bad.append(f"'{name}' is {getattr(self, name)}; expected between 0 and 1")
+            value = getattr(self, name)
+            if not 0 < value <= 1 or name == "confidence" and value == 1: bad.append(f"'{name}' is {value}; expected between 0 and 1")
         rank, _, world = self.share.partition("/")
-        if not (rank.isdigit() and world.isdigit() and int(rank) < int(world)): bad.append(f"'share' is {self.share!r}; expected this process / processes, such as 0/2 and 1/2")
+        if not (rank.isdigit() and world.isdigit() and int(rank) < int(world)):
+            bad.append(f"'share' is {self.share!r}; expected this process / processes, such as 0/2 and 1/2")
         if bad: raise ValueError("; ".join(bad))
     @property
     def modes(self) -> tuple: return self.with_mode, self.without_mode

@@ -164,7 +164,7 @@ def read_verdict(
 
 # %% ../../nbs/31_rewards.ipynb #69da7bde
 _TO_THE_JUDGE = re.compile(r"\b(?:ignore|disregard|forget|override)\b.{0,60}\b(?:above|previous|prior|earlier|instructions?|prompt|rules)\b"
-    r"|\b(?:judge|grader|evaluator|examiner)\b|\b(?:output|reply|respond|return|print|write|say|mark)\b[^.\n]{0,30}\b(?:true|correct)\b"
+    r"|\b(?:dear|hey|the|note to) (?:judge|grader|evaluator|examiner)\b|^\s*(?:judge|grader|evaluator|examiner)\s*[:,]|\b(?:output|reply|respond|return|print|write|say|mark)\b[^.\n]{0,30}\b(?:true|correct)\b"
     r"|(?:^|\n)\s*(?:system|assistant|user)\s*:|<\s?\|\s?\w+\s?\|\s?>|\[/?INST\]|^={4,}|\bground.truth\b"
     r"|\b(?:considered|marked|judged|graded|scored|counted|accepted)(?: as)? (?:correct|true|right)\b", re.I | re.S | re.M)
 
@@ -194,7 +194,8 @@ class RewardFunction:
     name: str=""                 # TRL logs the reward under this name; its own if empty
     weight: float=1.             # for GRPOConfig(reward_weights=...); the values themselves are not weighted
     max_unjudged: float=1.       # largest share of a call's completions that may stay unjudged; above it `TooManyUnjudged` stops the run
-    called, needs, required = "", (), False    # its own name; columns it cannot do without; is a completion that it cannot judge left out of the advantage?
+    called, needs = "", ()       # its own name; columns it cannot do without
+    required = False             # does it say whether a completion is right? Then one that it cannot judge should be left out of the advantage
 
     def __post_init__(self):
         self.__name__ = self.name or self.called
@@ -221,8 +222,9 @@ def __call__(self: RewardFunction, prompts=None, completions=None, traces=None, 
     self.counted = [self.counted[0] + sum(out), self.counted[1] + len(out)]
     if log_metric and self.required: log_metric(f"unjudged/{self.__name__}", self.unjudged)
     if log_extra and self.required: log_extra(self.__name__, [v.why for v in self.last])
-    if self.unjudged > self.max_unjudged: raise TooManyUnjudged(
-        f"reward '{self.__name__}': {sum(out)} of {len(out)} completions are unjudged, max_unjudged is {self.max_unjudged:g}; the first: {self.last[out.index(True)].why}")
+    if self.unjudged > self.max_unjudged:
+        raise TooManyUnjudged(f"reward '{self.__name__}': {sum(out)} of {len(out)} completions are unjudged, max_unjudged is {self.max_unjudged:g}; "
+                              f"the first: {self.last[out.index(True)].why}")
     return [v.value for v in self.last]
 
 @patch
@@ -299,7 +301,7 @@ class Judged(Verdict):
 
 @dataclass
 class JudgeReward(RewardFunction):
-    "Accuracy by a language model. Errors that no other request would fare better with (a wrong key, no such model, a spent budget) stop the run by name."
+    "Accuracy by a language model. A wrong key, a model that is not there and a spent budget are errors that stop the run."
     called = "judge"
     max_unjudged: float=.5
     model: str=""                # 'NAME@https://host/v1', 'hf:FOLDER_OR_ID' or a checkpoint's folder, see `cooper.reason.hosted.open_model`
@@ -319,7 +321,8 @@ class JudgeReward(RewardFunction):
 
     def __post_init__(self, ask):
         super().__post_init__()
-        if self.variant not in VARIANTS: raise ValueError(f"reward '{self.__name__}': variant is {self.variant!r}; expected one of {', '.join(VARIANTS)}")
+        if self.variant not in VARIANTS:
+            raise ValueError(f"reward '{self.__name__}': variant is {self.variant!r}; expected one of {', '.join(VARIANTS)}")
         if not (self.model or ask): raise ValueError(f"reward '{self.__name__}': model is ''; expected who judges, such as NAME@https://host/v1")
         self._asker, self.model = ask, self.model or ask.name
         if "@http" in self.model and ask is None: self.asker.secret()    # a key that is missing is missed now, not after the first rollouts
@@ -360,8 +363,10 @@ def judged(self: JudgeReward, traces, rows) -> list:
 
 # %% ../../nbs/31_rewards.ipynb #a8392a34
 def _imprint(trace): # enough to see that a trace was changed
-    return trace and (trace.mode, trace.question, trace.tokens, trace.finished, tuple(map(id, trace.sequence.segments)), tuple(map(id, trace.pictures)), tuple(
-        (s.kind, s.text, tuple(s.ids), str(s.logprobs), tuple(s.sampled), s.truncated, s.modality, id(s.picture), id(s.map)) for s in trace.steps))
+    if trace is None: return None
+    step = lambda s: (s.kind, s.text, tuple(s.ids), str(s.logprobs), tuple(s.sampled), s.truncated, s.modality, id(s.picture), id(s.map))
+    held = [*map(id, trace.sequence.segments), *map(id, trace.pictures)]
+    return trace.mode, trace.question, trace.tokens, trace.finished, held, [step(s) for s in trace.steps]
 
 @dataclass
 class UserReward(RewardFunction):
@@ -387,13 +392,15 @@ def _arguments(self: UserReward, known): # those that the function names
 @patch
 def verdicts(self: UserReward, traces, **columns) -> list:
     "ValueError for a function that does not give a number or None for each completion, or changes what it is given."
-    n, copied = len(columns.get("completions") or traces or ()), {k: copy.deepcopy(v) if isinstance(v, (list, tuple)) else v for k, v in columns.items()}
+    n = len(columns.get("completions") or traces or ())
+    copied = {k: copy.deepcopy(v) if isinstance(v, (list, tuple)) else v for k, v in columns.items()}
     before = [_imprint(t) for t in traces or ()]
     values = self.function(**self._arguments(copied | dict(traces=None if traces is None else list(traces))))
     changed = next((i for i, (t, b) in enumerate(zip(traces or (), before)) if _imprint(t) != b), None)
     if changed is not None: raise ValueError(f"reward '{self.path}' changed trace {changed}; expected a function that changes nothing")
     if not isinstance(values, (list, tuple)) or len(values) != n:
-        raise ValueError(f"reward '{self.path}' gave {f'{len(values)} values' if isinstance(values, (list, tuple)) else repr(values)[:60]}; expected a list of {n}, one a completion")
+        gave = f"{len(values)} values" if isinstance(values, (list, tuple)) else repr(values)[:60]
+        raise ValueError(f"reward '{self.path}' gave {gave}; expected a list of {n}, one a completion")
     return [self._verdict(v, i) for i, v in enumerate(values)]
 
 @patch
@@ -402,7 +409,7 @@ def _verdict(self: UserReward, value, i):
     try: good = value is None or math.isfinite(value)
     except TypeError: good = False
     if not good: raise ValueError(f"reward '{self.path}' gave {value!r} for completion {i}; expected a finite number or None")
-    return Verdict(None if value is None else float(value), f"{self.path} gave {value if value is None else float(value):g}" if value is not None else f"{self.path} gave None")
+    return Verdict(None, f"{self.path} gave None") if value is None else Verdict(float(value), f"{self.path} gave {float(value):g}")
 
 # %% ../../nbs/31_rewards.ipynb #1e1014e4
 @dataclass
@@ -470,7 +477,7 @@ class _Shelf:
     def __init__(self): self.traces, self.items, self.seen = None, [], set()
     def of(self, traces, name):
         same = self.traces is not None and len(traces) == len(self.traces) and all(a is b for a, b in zip(traces, self.traces))
-        if not same or name in self.seen: self.traces, self.items, self.seen = list(traces), [released_items(t) if t is not None else [] for t in traces], set()
+        if not same or name in self.seen: self.traces, self.items, self.seen = list(traces), [[] if t is None else released_items(t) for t in traces], set()
         self.seen.add(name)
         return self.items
 
@@ -482,14 +489,16 @@ class ReleasedReward(RewardFunction):
     judge: InitVar[object]=None
     def __post_init__(self, shelf, judge): super().__post_init__(); self._shelf, self._judge = shelf or _Shelf(), judge
     def judged(self, traces, rows):
-        return dict(accuracy=self._accuracy, format=self._format, exploration_guided=self._exploration)[self.__name__](self._shelf.of(traces, self.__name__), rows)
+        rule = dict(accuracy=self._accuracy, format=self._format, exploration_guided=self._exploration)[self.__name__]
+        return rule(self._shelf.of(traces, self.__name__), rows)
     def _accuracy(self, items, rows):
         said = [i[-1] if i and isinstance(i[-1], str) else None for i in items]
         said = [s if s is None or (m := re.search(r"<answer>([\s\S]*?)</answer>", s)) is None else m[1].strip() for s in said]
         if self._judge is None: return [Verdict(0., "no judge answers, so it is wrong") for _ in items]
         chats = [Chat(judge_prompt(r["question"], r["answer"], s, "published"), 512) for s, r in zip(said, rows) if s is not None]
         replies = iter(self._judge.ask(chats, show=False) if chats else [])
-        read = lambda r: Verdict(float((r.text or "").strip().lower() == "true"), f"the judge said {r.text!r:.60}" if r.text is not None else "the judge said nothing, so it is wrong")
+        told = lambda r: "the judge said nothing, so it is wrong" if r.text is None else f"the judge said {r.text!r:.60}"
+        read = lambda r: Verdict(float((r.text or "").strip().lower() == "true"), told(r))
         return [Verdict(0., "it ends with a picture") if s is None else read(next(replies)) for s in said]
 
 # %% ../../nbs/31_rewards.ipynb #1c371d69
@@ -510,7 +519,8 @@ def _exploration(self: ReleasedReward, items, rows):
     for u, r in zip(used, rows): count[r["data_id"]] = count.get(r["data_id"], 0) + u
     def value(u, r):
         n, flag = count[r["data_id"]], r.get("flag") or "boundary"
-        return Verdict(0. if not u else .2 if n < 3 and flag == "positive" else -.2 if n > 3 and flag == "negative" else 0., f"{'a' if u else 'no'} tool is seen; {n} in the group")
+        worth = .2 if n < 3 and flag == "positive" else -.2 if n > 3 and flag == "negative" else 0.
+        return Verdict(worth if u else 0., f"{'a' if u else 'no'} tool is seen; {n} in the group")
     return [value(u, r) for u, r in zip(used, rows)]
 
 def as_released(
