@@ -358,7 +358,7 @@ def judged(self: JudgeReward, traces, rows) -> list:
     known = [self._unasked(t, r) for t, r in zip(traces, rows)]
     chat = lambda t, r: Chat(judge_prompt(str(r["question"] or ""), str(r["answer"]), t.answer, self.variant), self.max_tokens)
     asked = [chat(t, r) for t, r, v in zip(traces, rows, known) if v is None]
-    replies = iter(self.asker.ask(asked, show=False) if asked else [])
+    replies = iter(self.asker.ask(asked, show=False, bar=False) if asked else [])
     return [self._read(next(replies)) if v is None else v for v in known]
 
 # %% ../../nbs/31_rewards.ipynb #a8392a34
@@ -496,7 +496,7 @@ class ReleasedReward(RewardFunction):
         said = [s if s is None or (m := re.search(r"<answer>([\s\S]*?)</answer>", s)) is None else m[1].strip() for s in said]
         if self._judge is None: return [Verdict(0., "no judge answers, so it is wrong") for _ in items]
         chats = [Chat(judge_prompt(r["question"], r["answer"], s, "published"), 512) for s, r in zip(said, rows) if s is not None]
-        replies = iter(self._judge.ask(chats, show=False) if chats else [])
+        replies = iter(self._judge.ask(chats, show=False, bar=False) if chats else [])
         told = lambda r: "the judge said nothing, so it is wrong" if r.text is None else f"the judge said {r.text!r:.60}"
         read = lambda r: Verdict(float((r.text or "").strip().lower() == "true"), told(r))
         return [Verdict(0., "it ends with a picture") if s is None else read(next(replies)) for s in said]
