@@ -4,8 +4,8 @@
 
 # %% ../../nbs/33_gain.ipynb #53f7dc2d
 from __future__ import annotations
-import fcntl, hashlib, html, json, os, sys
-from dataclasses import asdict, dataclass, replace
+import fcntl, hashlib, html, json, os
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
