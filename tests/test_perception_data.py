@@ -285,7 +285,7 @@ def test_what_is_converted_is_what_was_read(tmp_path, name, units):
     for a, b in zip(source, rows):
         assert (np.asarray(a.picture()) == np.asarray(b.picture())).all()
         assert ("metres" in a.read) == (b.depth is not None) and ("numbers" in a.read) == (b.seg is not None)
-        if b.depth: assert b.units_per_metre == units and np.abs(b.metres() - a.metres()).max() <= .5/units + 1e-6 and ((b.metres() > 0) == (a.metres() > 0)).all()
+        if b.depth: assert (data.load_depth_png(b.depth) == b.metres()).all() and b.units_per_metre == units and np.abs(b.metres() - a.metres()).max() <= .5/units + 1e-6 and ((b.metres() > 0) == (a.metres() > 0)).all()
         if b.seg:
             named = np.array(list(palette_of(out)))[b.classes(palette_of(out))]
             assert (named == np.vectorize(a.names().get)(a.numbers())).all()

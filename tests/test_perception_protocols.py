@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import owners
-from cooper.model.modalities import DepthMap
+from cooper.model.modalities import DepthMap, SegmentMap
 from cooper.perceive.data import along_axis, convert, kitti_frame
 from cooper.perceive.metrics import depth_metrics
 from cooper.perceive.protocols import (ALIGNMENTS, CROPS, PROTOCOLS, Crop, DepthProtocol, aligned, best_matching, colour_regions, measure_classes, measure_depth,
@@ -272,7 +272,10 @@ def test_folders_of_rooms_and_of_ade20k(tmp_path):
     pairs = list(open_maps("nyu", tmp_path/"nyu"))
     assert [p.name for p in pairs] == ["nyu_0003", "nyu_0005"] and (pairs[0].truth == measured[2]).all()
     assert (next(open_maps("nyu", tmp_path/"nyu", depth="depths")).truth == filled[2]).all()
-    found = measure_folder(perfect("nyu", tmp_path/"nyu"), "nyu", tmp_path/"nyu")
+    calls, know = [], perfect("nyu", tmp_path/"nyu")
+    both = measure_folder(lambda pictures: calls.append(len(pictures)) or know(pictures), "nyu", tmp_path/"nyu", (None, "scale_shift"), batch_size=1)
+    assert list(both) == [None, "scale_shift"] and calls == [1, 1] and "aligned: scale_shift" in both["scale_shift"]["note"], "drawn once, measured twice"
+    found = both[None]
     assert found["mean"]["absrel"] < 1e-6 and found["rows"]["nyu_0003"]["n"] == (PROTOCOLS["nyu"].valid(measured[2])).sum() < PROTOCOLS["nyu"].valid(filled[2]).sum()
     owners.hypersim(tmp_path/"hypersim")
     with pytest.raises(ValueError, match="no row of hypersim, split 'test'"): list(open_maps("hypersim", tmp_path/"hypersim"))
@@ -282,6 +285,9 @@ def test_folders_of_rooms_and_of_ade20k(tmp_path):
         found = measure_folder(perfect("ade20k", folder), "ade20k", folder)
         assert found["miou"] == 1. and found["pictures"] == 1
     assert measure_folder(lambda pictures: [np.full((12, 20), 7)], "ade20k", tmp_path/"ade")["iou"][7] < .05
+    assert measure_folder(lambda pictures: [SegmentMap(np.full((12, 20), 1), {"nothing": (0, 0, 0), "wall": (9, 9, 9)})], "ade20k", tmp_path/"ade")["iou"][1] > 0
+    flat = measure_folder(lambda pictures: [Image.new("RGB", (20, 12), "red")], "ade20k", tmp_path/"ade")
+    assert flat["rows"]["ADE_val_00000001"]["drawn"] == 1 and "without their names" in flat["note"], "pictures are measured by their regions"
     assert resized_classes(np.array([[1, 2]]), (2, 4)).tolist() == [[1, 1, 2, 2]]*2
 
 

@@ -18,6 +18,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from ..core import progress, read_jsonl, resolve, write_jsonl, write_whole
 from ..model.modalities import DEPTH_RANGES, Depth
 from .metrics import depth_metrics
@@ -59,13 +60,17 @@ def _opened(path, field="picture"): # -> PIL, its pixels read
 # %% ../../nbs/12_perception_data.ipynb #85ccc276
 def load_depth_png(
     path: str|os.PathLike, # one channel of 16 bits (or 32, as some writers do)
-    units_per_metre: float=1000, # whole numbers to a metre
+    units_per_metre: float|None=None, # whole numbers to a metre; None: as the file says, else 1000
 ) -> np.ndarray: # float32 [H, W], metres; 0 where the sensor saw nothing
-    "Depth in metres from a 16-bit PNG. ValueError names a file with other pixels."
+    "Depth in metres from a 16-bit PNG. ValueError names a file with other pixels, or in other units."
     path = resolve(path)
     picture = _opened(path, "depth_image")
     if not picture.mode.startswith("I"):
         raise ValueError(f"{path}: pixels are {picture.mode!r}; expected one channel of 16 bits: a depth map, not a picture of one")
+    if (said := picture.info.get("units_per_metre")) is not None: # written by `convert`
+        if units_per_metre not in (None, float(said)): raise ValueError(f"{path}: says that {said} units are a metre, and was to be read with {units_per_metre:g}; expected the same")
+        units_per_metre = float(said)
+    if units_per_metre is None: units_per_metre = 1000
     if not units_per_metre > 0: raise ValueError(f"units_per_metre is {units_per_metre}; expected a positive number")
     return (np.asarray(picture)/units_per_metre).astype(np.float32)
 
@@ -595,9 +600,11 @@ def _instance_colours(numbers): # the largest object first, so that what is larg
 
 def _depth_units(metres, units): return np.minimum(np.rint(metres*units), 65535).astype(np.uint16)
 
-def _save(pixels, path, aside): # whole or not at all; a folder of a hundred thousand files is not searched each time
+def _save(pixels, path, aside, units=None): # whole or not at all; a folder of a hundred thousand files is not searched each time
+    said = PngInfo()
+    if units: said.add_text("units_per_metre", str(units))
     if isinstance(pixels, Path): shutil.copyfile(pixels, aside)
-    else: Image.fromarray(pixels).save(aside, "PNG")
+    else: Image.fromarray(pixels).save(aside, "PNG", pnginfo=said)
     os.replace(aside, path)
 
 # %% ../../nbs/12_perception_data.ipynb #160b20aa
@@ -616,7 +623,7 @@ def _convert_row(o, row, files, same, longest, segments, aside):
     if "seg" in files: pixels["seg"] = _coloured(o, maps["seg"]) if segments == "class" else _instance_colours(maps["instance"])
     if "instance" in files: pixels["instance"] = maps["instance"].astype(np.uint8 if maps["instance"].max() < 256 else np.uint16)
     for kind, path in files.items():
-        if not path.is_file(): _save(pixels[kind], path, aside)
+        if not path.is_file(): _save(pixels[kind], path, aside, o.units_per_metre if kind == "depth" else None)
 
 # %% ../../nbs/12_perception_data.ipynb #60b90446
 def _listed_row(o, row, i, files, out): # for amg.jsonl
@@ -732,7 +739,7 @@ def row_faults(row: dict, root: Path, palette: dict|None=None, units_per_metre: 
     return faults
 
 def _checked_depth(path, units):
-    metres = load_depth_png(path, units if isinstance(units, (int, float)) and units > 0 else 1000)
+    metres = load_depth_png(path, units if isinstance(units, (int, float)) and units > 0 else None)
     if not (metres > 0).any(): raise ValueError(f"{path}: no pixel has a depth")
     return metres
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 import numpy as np
 from PIL import Image
 from ..core import progress, resolve
-from .data import kitti_frame, palette_of, read_dataset, read_owner
+from .data import ADE150, kitti_frame, palette_of, read_dataset, read_owner
 from .metrics import ConfusionMatrix, average, depth_metrics, scale_and_shift
 
 # %% auto #0
@@ -143,6 +143,10 @@ def measure_depths(
         if name in rows: raise ValueError(f"{name}: comes twice; every picture counts once")
         try: rows[name] = measure_depth(pred, truth, p, align, distance)
         except ValueError as e: raise ValueError(f"{name}: {e}") from None
+    return _summary(p, rows, align)
+
+def _summary(p, rows, align): # what the numbers of a set's pictures come to
+    if not rows: raise ValueError(f"{p.name}: there is no picture; expected at least one")
     count = "" if p.pictures in (None, len(rows)) else f"; {len(rows)} pictures, the published numbers have {p.pictures}"
     return dict(mean=average(rows.values()), rows=rows, note=f"{p.source or p.name}; {p.near:g} to {p.far:g} m along the optical axis; {f'aligned: {align}' if align else 'not aligned'}{count}")
 
@@ -256,24 +260,42 @@ def _converted_pairs(data, jsonl, frame, limit, others):
 
 # %% ../../nbs/16_perception_protocols.ipynb #aa1161ef
 def resized_classes(drawn: np.ndarray, shape: tuple) -> np.ndarray: # by the nearest pixel
-    "Drawn class numbers at the size of the truth."
+    "Drawn class numbers, or a picture, at the size of the truth."
     drawn = np.asarray(drawn)
     rows, columns = (((np.arange(n) + .5)*m/n).astype(int) for n, m in zip(shape, drawn.shape))
     return drawn[rows[:, None], columns[None]]
 
+def _drawings(draw, name, folder, batch_size, options): # (name, drawing, truth), each picture drawn once
+    pictures = iter(progress(open_maps(name, folder, **options), desc=f"measure {name}"))
+    while some := list(islice(pictures, batch_size)):
+        yield from ((p.name, drawn, p.truth) for p, drawn in zip(some, draw([p.picture for p in some]), strict=True))
+
+def _numbers_of(drawn, palette): # class numbers of a drawing: an array, or a SegmentMap whose classes have ADE20K's names
+    if not hasattr(drawn, "labels"): return np.asarray(drawn)
+    return np.array([palette.index(c) if c in palette else 0 for c in drawn.classes])[drawn.labels]
+
+# %% ../../nbs/16_perception_protocols.ipynb #c17c8990
 def measure_folder(
-    draw: Callable, # list of PIL -> list of drawings: DepthMap or metres (any scale if aligned); for ade20k class numbers
+    draw: Callable, # list of PIL -> list of drawings: DepthMap or metres (any scale if aligned); for ade20k SegmentMap, class numbers, or pictures
     name: str, folder, # see `open_maps`
-    align: str | None = None, # of `ALIGNMENTS`
+    align: str | None | tuple = None, # of `ALIGNMENTS`, or several of them
     batch_size: int = 8, # pictures to draw at once
-    classes: int = ADE20K_CLASSES,
     **options, # of `open_maps`: split, limit, listed, ...
-) -> dict: # see `measure_depths` and `measure_classes`
+) -> dict: # see `measure_depths`, `measure_classes`, `measure_regions`; with several alignments: alignment -> that
     "A model on a test set by its published protocol. Nothing is kept but the numbers."
-    def pairs():
-        pictures = iter(progress(open_maps(name, folder, **options), desc=f"measure {name}"))
-        while some := list(islice(pictures, batch_size)):
-            for p, drawn in zip(some, draw([p.picture for p in some]), strict=True):
-                values = np.asarray(getattr(drawn, "values", getattr(drawn, "labels", drawn)))
-                yield p.name, (resized_classes(values, p.truth.shape) if name == "ade20k" else values, p.truth)
-    return measure_classes(pairs(), classes) if name == "ade20k" else measure_depths(pairs(), name, align)
+    drawings = _drawings(draw, name, folder, batch_size, options)
+    if name == "ade20k": return _measure_segments(drawings)
+    several = align if isinstance(align, tuple) else (align,)
+    rows = {a: {} for a in several}
+    for n, drawn, truth in drawings:
+        for a in several: rows[a] |= measure_depths({n: (getattr(drawn, "values", drawn), truth)}, name, a)["rows"]
+    found = {a: _summary(protocol_of(name), r, a) for a, r in rows.items()}
+    return found if isinstance(align, tuple) else found[align]
+
+def _measure_segments(drawings):
+    first = next(drawings, None)
+    if first is None: raise ValueError("ade20k: there is no picture; expected at least one")
+    every = chain((first,), drawings)
+    if not isinstance(first[1], Image.Image): return measure_classes((n, (resized_classes(_numbers_of(d, ADE150), t.shape), t)) for n, d, t in every)
+    rows = {n: measure_regions(colour_regions(resized_classes(np.asarray(d.convert("RGB")), t.shape)), t) for n, d, t in every}
+    return dict(mean=average(rows.values()), rows=rows, note="ADE20K, regions of one colour against regions of one class, without their names")
