@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import owners
+import cooper, owners
+from cooper.core import read_jsonl
 from cooper.model.modalities import DepthMap, SegmentMap
+from cooper.perceive import protocols
 from cooper.perceive.data import along_axis, convert, kitti_frame
 from cooper.perceive.metrics import depth_metrics
 from cooper.perceive.protocols import (ALIGNMENTS, CROPS, PROTOCOLS, Crop, DepthProtocol, aligned, best_matching, colour_regions, measure_classes, measure_depth,
@@ -294,3 +296,17 @@ def test_folders_of_rooms_and_of_ade20k(tmp_path):
 def test_a_model_that_draws_too_little_is_an_error(tmp_path):
     owners.vkitti(tmp_path, size=(370, 1224))
     with pytest.raises(ValueError, match="zip"): measure_folder(lambda pictures: [RAMP], "vkitti", tmp_path)
+
+
+@pytest.mark.parametrize("unit, lines", [("m", 2), ("relative", 1)])
+def test_a_checkpoint_is_measured_from_a_shell(tmp_path, monkeypatch, capsys, unit, lines):
+    owners.vkitti(tmp_path/"there", ("Scene01",), size=(370, 1224))
+    class Checkpoint:
+        processor = type("P", (), dict(protocol=dict(modalities=dict(depth=dict(near=0., far=80., unit=unit)))))
+        def perceive(self, pictures, name): return [DepthMap(np.full((44, 152), 12.34), 0, 80, unit) for _ in pictures]
+    monkeypatch.setattr(cooper, "load", lambda where: Checkpoint(), raising=False)
+    assert protocols.main(["vkitti", str(tmp_path/"there"), "--checkpoint", "mine", "--out", str(tmp_path/"found.json"), "--limit", "2"]) == 0
+    printed, found = capsys.readouterr().out.splitlines(), read_jsonl(tmp_path/"found.json")[0]
+    assert len(printed) == lines == len(found) and "aligned: scale_shift" in printed[-1] and "2 pictures" in printed[-1]
+    assert found["scale_shift"]["mean"]["absrel"] < 1e-3 and ("None" in found) == (unit == "m"), "what has no unit is not taken at its word"
+    assert protocols.main(["vkitti", str(tmp_path/"nowhere")]) == 1 and "no such folder" in capsys.readouterr().err

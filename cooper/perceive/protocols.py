@@ -4,6 +4,7 @@
 
 # %% ../../nbs/16_perception_protocols.ipynb #c9f8f589
 from __future__ import annotations
+import argparse, sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,14 +12,16 @@ from itertools import chain, islice
 from typing import NamedTuple
 import numpy as np
 from PIL import Image
-from ..core import progress, resolve
+import cooper
+from ..core import progress, resolve, write_jsonl
+from ..model.modalities import modality
 from .data import ADE150, kitti_frame, palette_of, read_dataset, read_owner
 from .metrics import ConfusionMatrix, average, depth_metrics, scale_and_shift
 
 # %% auto #0
 __all__ = ['CROPS', 'PROTOCOLS', 'ALIGNMENTS', 'ADE20K_CLASSES', 'Crop', 'DepthProtocol', 'aligned', 'resized_to',
            'measure_depth', 'protocol_of', 'measure_depths', 'measure_classes', 'best_matching', 'measure_regions',
-           'colour_regions', 'Pair', 'open_maps', 'resized_classes', 'measure_folder']
+           'colour_regions', 'Pair', 'open_maps', 'resized_classes', 'measure_folder', 'lines', 'main']
 
 # %% ../../nbs/16_perception_protocols.ipynb #08a9357c
 @dataclass(frozen=True)
@@ -299,3 +302,35 @@ def _measure_segments(drawings):
     if not isinstance(first[1], Image.Image): return measure_classes((n, (resized_classes(_numbers_of(d, ADE150), t.shape), t)) for n, d, t in every)
     rows = {n: measure_regions(colour_regions(resized_classes(np.asarray(d.convert("RGB")), t.shape)), t) for n, d, t in every}
     return dict(mean=average(rows.values()), rows=rows, note="ADE20K, regions of one colour against regions of one class, without their names")
+
+# %% ../../nbs/16_perception_protocols.ipynb #03ba14b5
+def lines(found: dict) -> list: # of str
+    "What `measure_folder` found, a line for each alignment (or for the segments)."
+    if "miou" in found: return [f"mIoU {found['miou']:.3f}, pixel accuracy {found['pixel_accuracy']:.3f}, {found['pictures']} pictures"]
+    if "note" in found: return [", ".join(f"{k} {v:.3f}" for k, v in found["mean"].items() if isinstance(v, float)) + f", {len(found['rows'])} pictures ({found['note']})"]
+    return [line for each in found.values() for line in lines(each)]
+
+def main(argv: list[str] | None = None) -> int: # exit status
+    "A checkpoint by a published protocol."
+    parser = argparse.ArgumentParser(prog="python -m cooper.perceive.protocols", description="Measure what a checkpoint draws by a published protocol.")
+    parser.add_argument("name", choices=list(_SETS)); parser.add_argument("folder", help="the owner's folder, or a converted one")
+    parser.add_argument("--checkpoint", default="data/tiny-cooper", help="what cooper.load takes")
+    parser.add_argument("--align", default="none,scale_shift", help="some of none, median, scale_shift, disparity")
+    parser.add_argument("--out", help="JSON file for all numbers")
+    parser.add_argument("--batch-size", type=int, default=8); parser.add_argument("--limit", type=int, help="at most so many pictures"); parser.add_argument("--split")
+    for option in ("listed", "raw", "depth", "camera"): parser.add_argument(f"--{option}", help="see read_owner")
+    a = parser.parse_args(argv)
+    options = {k: v for k in ("split", "limit", "listed", "raw", "depth", "camera") if (v := getattr(a, k)) is not None}
+    kind, align = ("segmentation", None) if a.name == "ade20k" else ("depth", tuple(None if k == "none" else k for k in a.align.split(",")))
+    try:
+        co = cooper.load(a.checkpoint)
+        unit = "m" if kind != "depth" else modality("depth", co.processor.protocol).options.get("unit", "m")
+        if unit != "m" and None in align: align = tuple(k for k in align if k) or ("scale_shift",) # what has no unit cannot be taken at its word
+        found = measure_folder(lambda pictures: co.perceive(pictures, kind), a.name, a.folder, align, a.batch_size, **options)
+    except (ValueError, ImportError, FileNotFoundError) as e: print(e, file=sys.stderr); return 1
+    if a.out: write_jsonl(a.out, [{str(k): v for k, v in found.items()}])
+    print("\n".join(lines(found)))
+    return 0
+
+# %% ../../nbs/16_perception_protocols.ipynb #0586ea5a
+if __name__ == "__main__" and "__file__" in globals(): raise SystemExit(main()) # a notebook has no __file__
