@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from ..core import progress, read_jsonl, resolve, write_jsonl, write_whole
-from ..model.modalities import DEPTH_RANGES, Depth
+from ..model.modalities import Depth
 from .metrics import depth_metrics
 
 # %% ../../nbs/12_perception_data.ipynb #e06824d6
