@@ -819,7 +819,7 @@ def round_trip(
     read = m.to_map(pixels)
     return depth_metrics(np.maximum(read.values, 1e-3), metres, metres > 0, None if read.unit == "m" else "scale_shift")["absrel"]
 
-# %% ../../nbs/12_perception_data.ipynb #a9e1c9a9
+# %% ../../nbs/12_perception_data.ipynb #aabee51d
 def rows_per_second(
     rows: Iterable[AmgRow], # of read_amg, or of read_owner
     seconds: float=2., # measure for so long at most
