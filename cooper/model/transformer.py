@@ -18,7 +18,8 @@ from .sequence import PackedBatch, attention_mask, visible
 # %% auto #0
 __all__ = ['BACKENDS', 'routed', 'Plan', 'rotary', 'Cache', 'runs', 'check_backend', 'Reach', 'pieces', 'like_lengths',
            'make_plan', 'decode_plan', 'rope_theta', 'gemv_pays', 'attend_word', 'TwoExpertAttention', 'TwoExpertLayer',
-           'TwoExpertModel', 'TwoExpertForCausalLM']
+           'before_attention', 'after_attention', 'compiled_pieces', 'TwoExpertModel', 'TwoExpertForCausalLM',
+           'Recorded']
 
 # %% ../../nbs/03_transformer.ipynb #d3ede571
 def routed(und: nn.Module, gen: nn.Module, x_ND: Tensor, n_und: int) -> Tensor:
@@ -324,7 +325,7 @@ def rope_theta(config) -> float:
 def gemv_pays(q_BHLd: Tensor, k_BKTd: Tensor) -> bool:
     "Is this one query in each row, each head with its own keys, over a long context, in float32 on a CPU?"
     return (q_BHLd.shape[2] == 1 and q_BHLd.shape[1] == k_BKTd.shape[1] and k_BKTd.shape[2] >= 512 and q_BHLd.device.type == "cpu"
-            and q_BHLd.dtype == k_BKTd.dtype == torch.float32 and not torch.compiler.is_compiling())
+            and q_BHLd.dtype == k_BKTd.dtype == torch.float32)
 
 def attend_word(q_BHd: Tensor, k_BHTd: Tensor, v_BHTd: Tensor, seen: Tensor | None) -> Tensor: # (B, H, d)
     "Attention of one query per row and head."
@@ -350,13 +351,18 @@ class TwoExpertAttention(nn.Module):
     def expert(self, name, x, n_und): return routed(getattr(self, name), getattr(self, name + "_moe_gen"), x, n_und)
 
     def forward(self, x_ND, plan: Plan, cache: Cache | None = None):
-        n = plan.n_und
+        qkv = self.project(x_ND, plan.cos, plan.sin, plan.n_und)
+        return self.expert("o_proj", self.attend_all(*qkv, plan, cache), plan.n_und)
+
+    def project(self, x_ND, cos, sin, n): # -> (N, H, d), (N, K, d), (N, K, d)
         q, k, v = (self.expert(f"{p}_proj", x_ND, n).view(len(x_ND), -1, self.dim) for p in "qkv")
         q, k = self.expert("q_norm", q, n), self.expert("k_norm", k, n)
-        q, k = (t.to(v.dtype) for t in apply_rotary_pos_emb(q, k, plan.cos, plan.sin, unsqueeze_dim=1))
-        if cache is None: out = self.attend_rows(q, k, v, plan)
-        else: cache.write(self.layer, plan, k, v); out = self.attend_cache(q, plan, cache)
-        return self.expert("o_proj", out, n)
+        return *(t.to(v.dtype) for t in apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=1)), v
+
+    def attend_all(self, q_NHd, k_NKd, v_NKd, plan, cache): # -> (N, H * d)
+        if cache is None: return self.attend_rows(q_NHd, k_NKd, v_NKd, plan)
+        cache.write(self.layer, plan, k_NKd, v_NKd)
+        return self.attend_cache(q_NHd, plan, cache)
 
     def attend_rows(self, q_NHd, k_NKd, v_NKd, plan): # -> (N, H * d)
         sizes = [B * L for (B, L), _ in plan.groups]
@@ -418,6 +424,20 @@ class TwoExpertLayer(GradientCheckpointingLayer):
         return x_ND + self.expert("mlp", self.expert("post_attention_layernorm", x_ND, plan.n_und), plan.n_und)
 
 # %% ../../nbs/03_transformer.ipynb #a3414ec3
+def before_attention(layer: TwoExpertLayer, x_BD: Tensor, cos: Tensor, sin: Tensor) -> tuple:
+    "Queries, keys and values of words."
+    return layer.self_attn.project(layer.input_layernorm(x_BD), cos, sin, len(x_BD))
+
+def after_attention(layer: TwoExpertLayer, x_BD: Tensor, out_BD: Tensor) -> Tensor:
+    "The rest of the layer, for words."
+    x_BD = x_BD + layer.self_attn.o_proj(out_BD)
+    return x_BD + layer.mlp(layer.post_attention_layernorm(x_BD))
+
+def compiled_pieces(backend: str) -> tuple:
+    "Both, through torch.compile."
+    return tuple(torch.compile(piece, backend=backend, dynamic=True) for piece in (before_attention, after_attention))
+
+# %% ../../nbs/03_transformer.ipynb #1a46cc38
 class TwoExpertModel(nn.Module):
     "Embeddings, layers and final norms; parameter names as in the released checkpoints."
     def __init__(self, config: Qwen2Config):
@@ -441,10 +461,15 @@ class TwoExpertModel(nn.Module):
         if cache is not None and commit: cache.lengths[slots] += torch.tensor(batch.lengths)
         return x_ND
 
-    def through(self, x_ND: Tensor, plan: Plan, cache: Cache | None = None) -> Tensor:
+    def through(self, x_ND: Tensor, plan: Plan, cache: Cache | None = None,
+        pieces: tuple | None = None, # of `compiled_pieces`: for words alone
+    ) -> Tensor:
         "All layers and the final norms."
         if plan.order is not None: x_ND = x_ND[plan.order]
-        for layer in self.layers: x_ND = layer(x_ND, plan, cache)
+        for layer in self.layers:
+            if pieces is None: x_ND = layer(x_ND, plan, cache); continue
+            before, after = pieces
+            x_ND = after(layer, x_ND, layer.self_attn.attend_all(*before(layer, x_ND, plan.cos, plan.sin), plan, cache))
         x_ND = routed(self.norm, self.norm_moe_gen, x_ND, plan.n_und)
         return x_ND if plan.inverse is None else x_ND[plan.inverse]
 
@@ -454,9 +479,10 @@ class TwoExpertModel(nn.Module):
         slots: list[int], # rising
         positions: list[int], # rotary position of each token
         attention: str = "sdpa", # one of `BACKENDS`
+        pieces: tuple | None = None, # of `compiled_pieces`
     ) -> Tensor: # (B, D)
         "One token further in every sequence."
-        x_BD = self.through(self.embed_tokens(ids), decode_plan(self.config, cache, slots, positions, attention), cache)
+        x_BD = self.through(self.embed_tokens(ids), decode_plan(self.config, cache, slots, positions, attention), cache, pieces)
         cache.lengths[slots] += 1
         return x_BD
 
@@ -466,11 +492,12 @@ class TwoExpertModel(nn.Module):
         at: Tensor, # (B,) its place in its slot
         seen: Tensor, # (B, 1, 1, keys) bool: what it sees; keys may be rounded up
         cache: Cache,
+        pieces: tuple | None = None, # of `compiled_pieces`
     ) -> Tensor: # (B, D)
-        "One token further, with tensors whose shapes seldom change and with nothing that the host must know: what a compiler wants. Lengths are the caller's."
+        "One token further, with tensors whose shapes seldom change and with nothing that the host must know: what a CUDA graph wants. Lengths are the caller's."
         turned = rotary(positions, self.config.hidden_size // self.config.num_attention_heads, rope_theta(self.config))
         plan = Plan(None, None, len(ids), None, None, [((len(ids), 1), seen)], *turned, [(0, seen.shape[-1])], torch.arange(len(ids), device=ids.device), at)
-        return self.through(self.embed_tokens(ids), plan, cache)
+        return self.through(self.embed_tokens(ids), plan, cache, pieces)
 
 class TwoExpertForCausalLM(nn.Module):
     "The transformer and its language head."
@@ -478,3 +505,18 @@ class TwoExpertForCausalLM(nn.Module):
         super().__init__()
         self.model = TwoExpertModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+# %% ../../nbs/03_transformer.ipynb #0dbacf49
+class Recorded:
+    "A CUDA graph of a function of tensors: recorded once, played back with new numbers."
+    def __init__(self, run, *inputs):
+        self.inputs, side = [x.clone() for x in inputs], torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side): run(*self.inputs) # kernels are chosen and libraries opened before the recording
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph): self.out = run(*self.inputs)
+    def __call__(self, *inputs): # what it returns is overwritten by the next call
+        for mine, new in zip(self.inputs, inputs): mine.copy_(new)
+        self.graph.replay()
+        return self.out
