@@ -6,7 +6,7 @@
 from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
-import math, torch, warnings
+import torch, warnings
 from torch import nn, Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
@@ -17,9 +17,8 @@ from .sequence import PackedBatch, attention_mask, visible
 
 # %% auto #0
 __all__ = ['BACKENDS', 'routed', 'Plan', 'rotary', 'Cache', 'runs', 'check_backend', 'Reach', 'pieces', 'like_lengths',
-           'make_plan', 'decode_plan', 'rope_theta', 'gemv_pays', 'attend_word', 'TwoExpertAttention', 'TwoExpertLayer',
-           'before_attention', 'after_attention', 'compiled_pieces', 'TwoExpertModel', 'TwoExpertForCausalLM',
-           'Recorded']
+           'make_plan', 'decode_plan', 'rope_theta', 'TwoExpertAttention', 'TwoExpertLayer', 'before_attention',
+           'after_attention', 'compiled_pieces', 'TwoExpertModel', 'TwoExpertForCausalLM', 'Recorded']
 
 # %% ../../nbs/03_transformer.ipynb #d3ede571
 def routed(und: nn.Module, gen: nn.Module, x_ND: Tensor, n_und: int) -> Tensor:
@@ -322,20 +321,6 @@ def rope_theta(config) -> float:
     return p.get("rope_theta", getattr(config, "rope_theta", 10_000.0))
 
 # %% ../../nbs/03_transformer.ipynb #e927ebce
-def gemv_pays(q_BHLd: Tensor, k_BKTd: Tensor) -> bool:
-    "Is this one query in each row, each head with its own keys, over a long context, in float32 on a CPU?"
-    return (q_BHLd.shape[2] == 1 and q_BHLd.shape[1] == k_BKTd.shape[1] and k_BKTd.shape[2] >= 512 and q_BHLd.device.type == "cpu"
-            and q_BHLd.dtype == k_BKTd.dtype == torch.float32)
-
-def attend_word(q_BHd: Tensor, k_BHTd: Tensor, v_BHTd: Tensor, seen: Tensor | None) -> Tensor: # (B, H, d)
-    "Attention of one query per row and head."
-    heads = [(b, h) for b in range(q_BHd.shape[0]) for h in range(q_BHd.shape[1])]
-    scores = torch.stack([torch.mv(k_BHTd[i], q_BHd[i]) for i in heads]).view(*q_BHd.shape[:2], -1) * q_BHd.shape[-1] ** -0.5
-    if seen is not None: scores = scores.masked_fill(~seen[:, :, 0], -math.inf)
-    weights = scores.softmax(-1)
-    return torch.stack([torch.mv(v_BHTd[i].t(), weights[i]) for i in heads]).view_as(q_BHd)
-
-# %% ../../nbs/03_transformer.ipynb #97cd35a7
 class TwoExpertAttention(nn.Module):
     "Shared attention; each expert has its own projections and norms."
     def __init__(self, config: Qwen2Config, layer: int):
@@ -399,14 +384,13 @@ class TwoExpertAttention(nn.Module):
         K, q, (k, v) = self.kv_heads, q_RHd.view(B, L, self.heads, -1).transpose(1, 2), kv
         if attention == "flex_attention": out = self.attend_flex(q, k, v, seen).transpose(1, 2)
         elif seen is not None and seen.shape[2] > 1: out = self.attend(q, k, v, seen).transpose(1, 2)
-        elif gemv_pays(q, k): out = attend_word(q[:, :, 0], k, v, seen)
         else: # query heads that share a key head stand behind each other, as if they were tokens: so keys need not be repeated
             q = q_RHd.view(B, L, K, -1, self.dim).permute(0, 2, 3, 1, 4)
             out = F.scaled_dot_product_attention(q.reshape(B, K, -1, self.dim), *kv.to(q.dtype), attn_mask=seen)
             out = out.view(B, K, -1, L, self.dim).permute(0, 3, 1, 2, 4)
         return out.reshape(B * L, self.heads * self.dim)
 
-# %% ../../nbs/03_transformer.ipynb #9e519c08
+# %% ../../nbs/03_transformer.ipynb #67676681
 class TwoExpertLayer(GradientCheckpointingLayer):
     "A Qwen2 layer with two experts."
     def __init__(self, config: Qwen2Config, layer: int):
@@ -423,7 +407,7 @@ class TwoExpertLayer(GradientCheckpointingLayer):
         x_ND = x_ND + self.self_attn(self.expert("input_layernorm", x_ND, plan.n_und), plan, cache)
         return x_ND + self.expert("mlp", self.expert("post_attention_layernorm", x_ND, plan.n_und), plan.n_und)
 
-# %% ../../nbs/03_transformer.ipynb #a3414ec3
+# %% ../../nbs/03_transformer.ipynb #9e519c08
 def before_attention(layer: TwoExpertLayer, x_BD: Tensor, cos: Tensor, sin: Tensor) -> tuple:
     "Queries, keys and values of words."
     return layer.self_attn.project(layer.input_layernorm(x_BD), cos, sin, len(x_BD))
@@ -437,7 +421,7 @@ def compiled_pieces(backend: str) -> tuple:
     "Both, through torch.compile."
     return tuple(torch.compile(piece, backend=backend, dynamic=True) for piece in (before_attention, after_attention))
 
-# %% ../../nbs/03_transformer.ipynb #1a46cc38
+# %% ../../nbs/03_transformer.ipynb #a3414ec3
 class TwoExpertModel(nn.Module):
     "Embeddings, layers and final norms; parameter names as in the released checkpoints."
     def __init__(self, config: Qwen2Config):
@@ -506,7 +490,7 @@ class TwoExpertForCausalLM(nn.Module):
         self.model = TwoExpertModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
-# %% ../../nbs/03_transformer.ipynb #0dbacf49
+# %% ../../nbs/03_transformer.ipynb #3dac7240
 class Recorded:
     "A CUDA graph of a function of tensors: recorded once, played back with new numbers."
     def __init__(self, run, *inputs):
