@@ -368,7 +368,7 @@ class Engine:
         self.memory, self.context, self.tokens_per_pass = memory, context, tokens_per_pass
         self.vocabulary = processor.vocabulary
         self.queue, self.cache, self._keys, self._latents, self._faults = deque(), None, WeakKeyDictionary(), {}, []
-        self.attention = _attention(attention, self.dtype)
+        self.attention = _attention(attention, self)
         self.pieces = compiled_pieces(_compiler(compile, model, self.attention["write"])) if compile else None
         self._graphs = {} if compile and model.device.type == "cuda" else None # (rows, keys) -> `Recorded`
     @property
@@ -386,14 +386,14 @@ def _sampler(protocol, thought, changes):
     return replace(think(thought, Sampler(**protocol["sampler"])), **(changes or {}))
 
 # %% ../../nbs/09_engine.ipynb #4ce7afe6
-def _attention(given, dtype) -> dict: # read, write, draw -> one of `BACKENDS`
+def _attention(given, engine) -> dict: # read, write, draw -> one of `BACKENDS`
     chosen = dict.fromkeys(("read", "write", "draw"), given if isinstance(given, str) else "sdpa")
     unknown = set({} if isinstance(given, str) else given) - set(chosen)
     if unknown: raise ValueError(f"Engine: attention has {', '.join(map(repr, sorted(unknown)))}; expected some of {', '.join(chosen)}")
     if not isinstance(given, str): chosen |= given
     for name in chosen.values(): check_backend(name)
-    if "flash_attention_2" in chosen.values() and dtype not in (torch.float16, torch.bfloat16):
-        raise ValueError(f"Engine: attention is 'flash_attention_2' and the model is in {dtype}; expected torch.bfloat16 or torch.float16, or another attention")
+    if "flash_attention_2" in chosen.values() and engine.dtype not in (torch.float16, torch.bfloat16):
+        raise ValueError(f"Engine: attention is 'flash_attention_2' and the model is in {engine.dtype}; expected torch.bfloat16 or torch.float16, or another attention")
     return chosen
 
 def _compiler(compile, model, attention) -> str: # a backend of torch.compile that can work here
