@@ -130,6 +130,7 @@ class Trace:
     tokens: int = 0 # sampled
     seconds: float = 0.0
     finished: bool = False # did it end with an answer, inside its budgets?
+    temperature: float = 1.0 # of the recorded log-probabilities; greedy decoding records those of 1
     @property
     def written(self) -> list[Step]:
         "The turns, in order."
@@ -280,7 +281,7 @@ def to_dict(self: Trace) -> dict:
     "All of it, JSON-ready."
     return dict(mode=self.mode, question=self.question, pictures=[_picture_text(p) for p in self.pictures],
                 steps=[step_to_dict(s) for s in self.steps], sequence=[segment_to_dict(s) for s in self.sequence.segments],
-                tokens=self.tokens, seconds=self.seconds, finished=self.finished)
+                tokens=self.tokens, seconds=self.seconds, finished=self.finished, temperature=self.temperature)
 
 @patch(cls_method=True)
 def from_dict(cls: Trace, row: dict) -> Trace:
