@@ -4,8 +4,8 @@
 
 # %% ../../nbs/14_supervised.ipynb #a36ef79f
 from __future__ import annotations
-import hashlib, json, re, shutil, warnings
-from dataclasses import dataclass, field, replace
+import contextlib, hashlib, json, re, shutil, warnings
+from dataclasses import MISSING, dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 import numpy as np
@@ -15,20 +15,27 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from ..core import Curves, NotBuilt, at_least, decode_picture, generator, progress, resolve
+from ..core import Curves, NotBuilt, at_least, checked, decode_picture, generator, in_notebook, progress, read_jsonl, resolve, write_whole
+from ..model.checkpoint import load_model, save_model
+from ..model.engine import Engine
 from ..model.modalities import DepthMap, SegmentMap, modality
 from ..model.modeling import CooperForConditionalGeneration, preset
 from ..model.processor import MODES, CooperProcessor, Resize, read_picture, to_pixels
 from ..model.sequence import Geometry, PackedBatch, PictureSegment, Sequence, TextSegment, learned_tokens, pack
-from .data import AmgRow, load_classes, load_depth_png
+from .data import AmgRow, load_classes, load_depth_png, read_amg
+from .launch import LAUNCH, Telling, launch, telling_errors
+from .metrics import depth_metrics, metric, segmentation_metrics
+from .parts import LORA, PARTS, add_lora, freeze, merge_lora
 
 # %% auto #0
-__all__ = ['LOADERS', 'CONDITIONS', 'Stream', 'Mixture', 'token_count', 'tokens_of', 'id_of', 'each_row', 'Packs', 'fresh_cooper',
-           'Chosen', 'mode_of', 'by_mode', 'flipped', 'LatentCache', 'load_map', 'validity', 'fill_holes', 'amg_rows',
-           'AmgExamples', 'Dropout', 'InterleavedExamples', 'SupervisedConfig', 'fingerprint', 'how_read',
-           'newest_whole', 'WholeCheckpoints', 'WeightAverage', 'StopAfter', 'CurveCallback', 'targets', 'shares',
-           'witness', 'check_training', 'SupervisedTrainer', 'StageParameters', 'AmgParameters', 'SftParameters',
-           'AutoencoderTask', 'PictureExamples', 'AutoencoderTrainer', 'train_autoencoder', 'measure_latents']
+__all__ = ['LOADERS', 'CONDITIONS', 'PRESETS', 'Stream', 'Mixture', 'token_count', 'tokens_of', 'id_of', 'each_row', 'Packs',
+           'fresh_cooper', 'Chosen', 'mode_of', 'by_mode', 'flipped', 'LatentCache', 'load_map', 'validity',
+           'fill_holes', 'amg_rows', 'AmgExamples', 'Dropout', 'InterleavedExamples', 'SupervisedConfig', 'fingerprint',
+           'how_read', 'newest_whole', 'WholeCheckpoints', 'WeightAverage', 'StopAfter', 'CurveCallback', 'targets',
+           'shares', 'witness', 'check_training', 'SupervisedTrainer', 'HeldOut', 'StageParameters', 'AmgParameters',
+           'SftParameters', 'sources', 'drawable', 'amg_examples', 'prepare', 'train_stage', 'whole_model', 'work',
+           'trained', 'main', 'AutoencoderTask', 'PictureExamples', 'AutoencoderTrainer', 'train_autoencoder',
+           'measure_latents']
 
 # %% ../../nbs/14_supervised.ipynb #e08ab090
 class Stream(Dataset):
@@ -641,65 +648,184 @@ def fit(self: SupervisedTrainer):
     return self.model
 
 # %% ../../nbs/14_supervised.ipynb #be67b551
-@dataclass
+def _score(m, drawn: list, truth: list) -> dict: # of one modality over some rows: name of a curve -> value
+    def to(a, shape): return a[np.arange(shape[0])[:, None] * a.shape[0] // shape[0], np.arange(shape[1]) * a.shape[1] // shape[1]] # nearest
+    if m.name == "depth":
+        true = [to(t.values, d.values.shape) for d, t in zip(drawn, truth)]
+        return {"depth/AbsRel": np.mean([depth_metrics(np.maximum(d.values, 1e-3), t, t > 0)["absrel"] for d, t in zip(drawn, true)])}
+    if m.name == "segmentation":
+        true = [to(t.labels, d.labels.shape) for d, t in zip(drawn, truth)]
+        return {"segmentation/mIoU": segmentation_metrics([d.labels for d in drawn], true, truth[0].classes)["miou"]}
+    found = [metric(m.metric)(d, t) for d, t in zip(drawn, truth)]
+    return {f"{m.name}/{k}": np.mean([f[k] for f in found]) for k in list(found[0])[:1]}
+
+class HeldOut(TrainerCallback):
+    "Draws held-out rows with the averaged weights every so many steps, measures and shows them."
+    def __init__(self, trainer, rows, processor, every: int, shown: int = 2):
+        self.trainer, self.rows, self.processor, self.every, self.shown, self._handle = trainer, list(rows), processor, every, shown, None
+        names = [m for m in processor.protocol["modalities"] if modality(m, processor.protocol).readable]
+        self.modalities = [modality(name, processor.protocol) for name in names if name in drawable(self.rows, processor)]
+    def on_train_begin(self, args, state, control, model, **kw):
+        if any(hasattr(p, "device_mesh") for p in model.parameters()) or args.deepspeed:
+            raise NotBuilt("drawing held-out pictures with weights that are divided over devices", "evaluate_every=0, or ddp; or measure the checkpoint afterwards")
+    def on_step_end(self, args, state, control, **kw):
+        if state.is_world_process_zero and (state.global_step % self.every == 0 or state.global_step == state.max_steps): self.look(state.global_step)
+    def look(self, step: int) -> Image.Image:
+        "Draw now; the picture of it is also kept in the run's folder."
+        with self.trainer.averaged() as model:
+            engine = Engine(model, self.processor)
+            drawn = {m.name: engine.perceive([r.rgb for r in self.rows], m.name, [(self.trainer.args.seed, "held out", m.name, k) for k in range(len(self.rows))])
+                     for m in self.modalities}
+        truth = {m.name: [load_map(r, m) for r in self.rows] for m in self.modalities}
+        scores = {k: v for m in self.modalities for k, v in _score(m, drawn[m.name], truth[m.name]).items()}
+        self.trainer.curves.add(step, **scores)
+        return self._show(step, [[self.processor.fit(r.rgb), *(m.to_picture(maps[m.name][k]) for m in self.modalities for maps in (truth, drawn))]
+                                 for k, r in enumerate(self.rows[:self.shown])])
+    def _show(self, step, rows, side=96): # a row of pictures each
+        page = Image.new("RGB", (side * len(rows[0]), side * len(rows)))
+        for y, row in enumerate(rows):
+            for x, picture in enumerate(row): page.paste(picture.convert("RGB").resize((side, side), Image.Resampling.NEAREST), (x * side, y * side))
+        with write_whole(Path(self.trainer.args.output_dir).resolve() / f"drawn-{step:06d}.png") as aside: page.save(aside, "PNG")
+        if in_notebook():
+            from IPython.display import display
+            if self._handle is None: self._handle = display(page, display_id=True)
+            else: self._handle.update(page)
+        return page
+
+@patch
+@contextlib.contextmanager
+def averaged(self: SupervisedTrainer):
+    "The model with its averaged weights, in evaluation mode, for a block; afterwards all is as before."
+    model = self.model
+    kept, training = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}, model.training
+    with torch.random.fork_rng(), torch.no_grad():
+        try:
+            self.average.apply(model)
+            yield model.eval()
+        finally:
+            for n, p in model.named_parameters():
+                if n in kept: p.copy_(kept[n])
+            model.train(training)
+
+# %% ../../nbs/14_supervised.ipynb #49e697bd
+_PAPER = dict(learning_rate=5e-6, warmup_steps=500, schedule="constant_with_warmup", ema_decay=.995, ema_warmup=False, adam_epsilon=1e-15, batch_size=1,
+              tokens_per_pack=10240, skip_too_long=True, freeze="vision", gradient_checkpointing=True, bf16=True, timestep_shift=1.0, mirror=False, in_memory=False, copies=1)
+PRESETS = { # of the two stages; what the published scripts give, and the defaults of theirs that they leave alone
+    "AmgParameters": {"tiny": {}, "paper": _PAPER | dict(steps=6000, save_steps=2000,
+        data="data/downloads/hypersim:0.45, data/downloads/ade20k:0.5, data/downloads/vkitti:0.05")},
+    "SftParameters": {"tiny": {}, "paper": _PAPER | dict(steps=600, save_steps=300, amg_weight=0., grounding_weight=0., comparing_weight=0.,
+        mode_weights={"cooperate": 1.}, data="data/downloads/Interleaved_SFT.jsonl")},
+}
+
+@dataclass(kw_only=True)
 class StageParameters:
     "What both stages are told."
-    checkpoint: str # folder to start from; "": random weights
-    data: str # what to learn from
-    evaluation: str # a rendered split to measure on
-    out: str
-    steps: int
-    batch_size: int
-    learning_rate: float
-    warmup_steps: int
-    ema_decay: float
-    save_steps: int
-    stop_after: int # steps; 0: all
-    seed: int
+    preset: str = "tiny" # or 'paper': the published settings, for all that stands at its default
+    checkpoint: str = "data/tiny-cooper" # folder to start from; "": random weights
+    data: str = "data/scenes/train" # what to learn from
+    evaluation: str = "data/scenes/test" # a rendered split to measure on
+    out: str = "outputs/stage"
+    steps: int = 20
+    batch_size: int = 8 # sequences, or packs, of each process in each pass
+    accumulation: int = 1 # passes of an optimizer step
+    tokens_per_pack: int = 0 # 0: no packs
+    skip_too_long: bool = False # leave out examples longer than a pack, and say which; else they are an error
+    loss_mean: str = "token" # or 'sample'
+    learning_rate: float = 3e-4
+    schedule: str = "cosine" # after the warm-up; 'constant_with_warmup' in the paper
+    warmup_steps: int = 5
+    adam_epsilon: float = 1e-8
+    ema_decay: float = .99
+    ema_warmup: bool = True
+    timestep_shift: float = 0. # 0: the model's own
+    dropout: dict = field(default_factory=dict) # see `Dropout`
+    mirror: bool = True # half of the stage-1 examples
+    in_memory: bool = True # read all pictures and encode them once; else each when it is its turn
+    workers: int = 0 # processes that read ahead
+    freeze: str = "" # parts, with commas between; see `cooper.perceive.parts`
+    lora: str = "" # 'understanding', 'generation' or 'both'
+    lora_rank: int = 16
+    lora_also: str = "" # parts that learn in full beside the adapters
+    gradient_checkpointing: bool = False
+    bf16: bool = False # compute in bfloat16; the weights stay float32
+    evaluate_every: int = 0 # steps between drawings of held-out pictures; 0: none
+    evaluation_scenes: int = 8
+    num_processes: int = 1
+    strategy: str = "" # of several processes, see `cooper.perceive.launch`
+    save_steps: int = 100
+    stop_after: int = 0 # steps; 0: all
+    seed: int = 0
     def __post_init__(self):
+        presets = PRESETS.get(type(self).__name__, {"tiny": {}})
+        if self.preset not in presets: raise ValueError(f"'preset' is {self.preset!r}; expected one of {', '.join(presets)}")
+        for k, v in presets[self.preset].items():
+            f = self.__dataclass_fields__[k]
+            if getattr(self, k) == (f.default_factory() if f.default is MISSING else f.default): setattr(self, k, v)
         bad = self.faults()
         if bad: raise ValueError("; ".join(bad))
     def faults(self) -> list[str]:
         "What is out of its range, before anything is read."
-        bad = at_least(1, self, "steps batch_size save_steps copies autoencoder_steps evaluation_scenes per_scene turns")
-        bad += at_least(0, self, "warmup_steps stop_after scenes max_objects seed")
+        bad = at_least(1, self, "steps batch_size accumulation save_steps copies autoencoder_steps evaluation_scenes per_scene turns lora_rank num_processes")
+        bad += at_least(0, self, "warmup_steps stop_after scenes max_objects seed tokens_per_pack timestep_shift workers evaluate_every")
         if not 0 < self.learning_rate < 1: bad.append(f"'learning_rate' is {self.learning_rate}; expected more than 0 and less than 1")
         if not 0 <= self.ema_decay < 1: bad.append(f"'ema_decay' is {self.ema_decay}; expected at least 0 and less than 1")
+        for k, known in (("lora", ("", *LORA)), ("loss_mean", ("token", "sample")), ("schedule", ("cosine", "constant_with_warmup", "linear", "constant")),
+                         ("strategy", ("", *LAUNCH))):
+            if getattr(self, k) not in known: bad.append(f"'{k}' is {getattr(self, k)!r}; expected one of {', '.join(map(repr, known))}")
+        for k in ("freeze", "lora_also"):
+            unknown = [n for n in map(str.strip, getattr(self, k).split(",")) if n and n not in PARTS]
+            if unknown: bad.append(f"'{k}' names {', '.join(unknown)}; expected some of {', '.join(PARTS)}")
+        try: Dropout([], self.dropout)
+        except (TypeError, ValueError) as e: bad.append(f"'dropout': {e}")
         return bad
     @property
     def device(self) -> str:
         "Where to train."
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if torch.cuda.is_available() and self.strategy != "cpu" else "cpu"
     def config(self, folder: str, **changes) -> SupervisedConfig:
         "The trainer's configuration; checkpoints go to `out/folder`."
         values = dict(output_dir=str(resolve(self.out) / folder), max_steps=self.steps, per_device_train_batch_size=self.batch_size,
-            learning_rate=self.learning_rate, warmup_steps=self.warmup_steps, ema_decay=self.ema_decay, save_steps=self.save_steps,
-            stop_after=self.stop_after, seed=self.seed, logging_steps=max(1, self.steps // 100),
-            use_cpu=self.device == "cpu")
-        return SupervisedConfig(**values | changes)
+            gradient_accumulation_steps=self.accumulation, tokens_per_pack=self.tokens_per_pack, skip_too_long=self.skip_too_long, loss_mean=self.loss_mean,
+            learning_rate=self.learning_rate, lr_scheduler_type=self.schedule, warmup_steps=self.warmup_steps, adam_epsilon=self.adam_epsilon,
+            ema_decay=self.ema_decay, ema_warmup=self.ema_warmup, timestep_shift=self.timestep_shift, save_steps=self.save_steps,
+            stop_after=self.stop_after, seed=self.seed, logging_steps=max(1, self.steps // 100), dataloader_num_workers=self.workers, bf16=self.bf16,
+            gradient_checkpointing=self.gradient_checkpointing, gradient_checkpointing_kwargs=dict(use_reentrant=False) if self.gradient_checkpointing else None,
+            ddp_find_unused_parameters=False, use_cpu=self.device == "cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning) # transformers is about to rename `gradient_checkpointing`
+            return SupervisedConfig(**values | changes)
 
-@dataclass
+@dataclass(kw_only=True)
 class AmgParameters(StageParameters):
     "Parameters of `10_amg`."
-    copies: int # noised copies of each map per sequence
-    autoencoder_steps: int # when starting from random weights
-    scenes: int # of `data`; 0: all
-    evaluation_scenes: int
+    out: str = "outputs/amg"
+    copies: int = 2 # noised copies of each map per sequence
+    autoencoder_steps: int = 500 # when starting from random weights
+    scenes: int = 0 # of `data`; 0: all
+    replay: str = "" # JSONL of worked solutions: what was learned before, and is not to be unlearned
+    replay_weight: float = 0. # their share among all examples
+    def faults(self) -> list[str]:
+        "What is out of its range, before anything is read."
+        bad = super().faults()
+        if not 0 <= self.replay_weight < 1: bad.append(f"'replay_weight' is {self.replay_weight}; expected at least 0 and less than 1")
+        if bool(self.replay) != bool(self.replay_weight): bad.append(f"'replay' is {self.replay!r} and 'replay_weight' {self.replay_weight}; expected both or neither")
+        return bad
 
-@dataclass
+@dataclass(kw_only=True)
 class SftParameters(StageParameters):
     "Parameters of `20_sft`."
-    mode_weights: dict # share of each mode among the examples
-    amg_weight: float # share of stage-1 examples among all
-    grounding_weight: float # share of lessons in looking among all
-    comparing_weight: float # share of lessons in comparing among all
-    per_scene: int # questions about each scene
-    turns: int # questions in one conversation, in the modes that draw nothing
-    copies: int # noised copies of each map in a stage-1 example
-    scenes: int # of `data`; 0: all
-    max_objects: int # in the scenes of solutions and lessons; 0: any number
-    questions: int # to measure on
-    evaluation_scenes: int
+    out: str = "outputs/sft"
+    learning_rate: float = 1e-4
+    mode_weights: dict = field(default_factory=lambda: {"cooperate": .45, "direct": .2, "reason": .2, "perceive": .15}) # share of each mode among the examples
+    amg_weight: float = .15 # share of stage-1 examples among all
+    grounding_weight: float = .15 # share of lessons in looking among all
+    comparing_weight: float = .1 # share of lessons in comparing among all
+    per_scene: int = 5 # questions about each scene
+    turns: int = 1 # questions in one conversation, in the modes that draw nothing
+    copies: int = 2 # noised copies of each map in a stage-1 example
+    scenes: int = 0 # of `data`; 0: all
+    max_objects: int = 0 # in the scenes of solutions and lessons; 0: any number
+    questions: int = 20 # to measure on
     def faults(self) -> list[str]:
         "What is out of its range, before anything is read."
         bad = super().faults() + at_least(5, self, "questions") # one of each kind; known hours before they are asked
@@ -715,7 +841,111 @@ class SftParameters(StageParameters):
         if not any(self.mode_weights.values()): bad.append(f"'mode_weights' is {self.mode_weights}; expected at least one above 0")
         return bad
 
-# %% ../../nbs/14_supervised.ipynb #e1406133
+# %% ../../nbs/14_supervised.ipynb #0253da2a
+def sources(data: str) -> list[tuple[str, float]]: # (list of rows, weight)
+    "The sources that a text names. ValueError for weights that are none."
+    found = []
+    for text in filter(None, map(str.strip, data.split(","))):
+        path, _, weight = text.rpartition(":")
+        if not path: path, weight = text, "1"
+        try: number = float(weight)
+        except ValueError: raise ValueError(f"data: the weight of {path!r} is {weight!r}; expected a number") from None
+        if not 0 < number < float("inf"): raise ValueError(f"data: the weight of {path!r} is {weight}; expected more than 0")
+        found.append((path if path.endswith(".jsonl") else f"{path}/amg.jsonl", number))
+    if not found: raise ValueError("data names nothing to learn from; expected a folder or a JSONL file")
+    return found
+
+def drawable(rows: list[AmgRow], processor) -> list[str]:
+    "The modalities of the checkpoint's protocol that these rows have maps for. ValueError if some rows have one and others not."
+    names = []
+    for name in processor.protocol["modalities"]:
+        m = modality(name, processor.protocol)
+        lack = [] if hasattr(m, "load") else [r for r in rows if name not in LOADERS or getattr(r, LOADERS[name][1]) is None]
+        if lack and len(lack) < len(rows): raise ValueError(f"row {lack[0].data_id!r} has no {name}, and {len(lack) - 1} more, while {len(rows) - len(lack)} have; expected all or none")
+        if not lack and m.readable: names.append(name)
+    if not names: raise ValueError(f"row {rows[0].data_id!r} and all others have no map of {', '.join(processor.protocol['modalities'])}")
+    return names
+
+def _check_replay(row): # of the released schema
+    items = row.get("interleaved_reason")
+    if not isinstance(items, list) or not items: raise ValueError(f"'interleaved_reason' is {items!r:.60}; expected a list of texts and pictures")
+    for i, item in enumerate(items):
+        missing = [k for k in ("type", "value", "need_loss") if k not in item]
+        if missing: raise ValueError(f"'interleaved_reason[{i}]' lacks {', '.join(missing)}")
+
+def amg_examples(p: AmgParameters, model, processor):
+    "What stage 1 learns from, of all sources by weight, with conditions left out now and then, and with what is not to be unlearned."
+    latents, parts = LatentCache(model, processor) if p.in_memory else None, []
+    for path, weight in sources(p.data):
+        rows = read_amg(path, need=(), pictures=p.in_memory, limit=p.scenes or None)
+        names = drawable(rows, processor)
+        parts.append((AmgExamples(amg_rows(rows, processor, names) if p.in_memory else rows, processor, latents, names, p.copies, p.mirror), weight))
+    examples = parts[0][0] if len(parts) == 1 else Mixture(*zip(*parts))
+    if any(p.dropout.values()): examples = Dropout(examples, p.dropout)
+    if not p.replay_weight: return examples
+    return Mixture([examples, InterleavedExamples(read_jsonl(p.replay, _check_replay), processor, latents)], [1 - p.replay_weight, p.replay_weight])
+
+# %% ../../nbs/14_supervised.ipynb #9f553ffe
+def prepare(model, p: StageParameters):
+    "Freeze parts, or put adapters on, as the parameters say."
+    if p.lora: return add_lora(model, p.lora, p.lora_rank, also=p.lora_also, seed=p.seed)
+    return freeze(model, p.freeze)
+
+def train_stage(p: StageParameters, folder: str, model, processor, examples, held_out: list = ()) -> SupervisedTrainer:
+    "Train in this process; afterwards the model has the averaged weights, and adapters are merged. `held_out`: rows to draw every `p.evaluate_every` steps."
+    trainer = SupervisedTrainer(prepare(model, p), p.config(folder), examples)
+    trainer.add_callback(Telling())
+    if p.evaluate_every: trainer.add_callback(HeldOut(trainer, held_out, processor, p.evaluate_every))
+    trainer.fit()
+    if not trainer.divided: merge_lora(model)
+    return trainer
+
+@patch(as_prop=True)
+def divided(self: SupervisedTrainer) -> bool:
+    "Are the weights divided over devices?"
+    return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+def whole_model(trainer: SupervisedTrainer, p: StageParameters):
+    "The trained model in one piece, on the main process; None on the others. Every process must ask."
+    if not trainer.divided: return trainer.model if trainer.args.should_save else None
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if not trainer.args.should_save: return None
+    model = prepare(CooperForConditionalGeneration(trainer.model.config), p)
+    model.load_state_dict(state)
+    return merge_lora(model)
+
+def work(p: StageParameters, folder: str, examples_of) -> Path:
+    "What one of several processes does: load, train, and let the main one write `out/model` and `out/curves.json`."
+    model, processor = load_model(resolve(p.checkpoint))
+    model.to(p.config(folder).device)
+    held_out = read_amg(f"{p.evaluation}/amg.jsonl", need=(), limit=p.evaluation_scenes) if p.evaluate_every else ()
+    trainer = train_stage(p, folder, model, processor, examples_of(p, model, processor), held_out)
+    trained = whole_model(trainer, p)
+    if trained is not None:
+        save_model(trained.cpu(), processor, resolve(p.out) / "model")
+        trainer.curves.save(resolve(p.out) / "curves.json")
+    trainer.accelerator.wait_for_everyone()
+    return resolve(p.out) / "model"
+
+def trained(p: StageParameters, folder: str, model, processor, examples_of, module: str, held_out: list = ()):
+    "Train as `p.num_processes` says: here, or in workers that run `module`. -> the trained model and the curves"
+    if p.num_processes == 1:
+        trainer = train_stage(p, folder, model, processor, examples_of(p, model, processor), held_out)
+        return model, trainer.curves
+    start = save_model(model, processor, resolve(p.out) / "start")
+    launch(module, replace(p, checkpoint=str(start), preset="tiny"), p.num_processes, p.strategy, resolve(p.out) / "launch", Curves("training"))
+    return load_model(resolve(p.out) / "model")[0], Curves.load(resolve(p.out) / "curves.json")
+
+def main(args=None, cls=AmgParameters, folder="amg", examples_of=amg_examples):
+    """A worker of stage 1: `accelerate launch --config_file data/launch/ddp.yaml -m cooper.perceive.supervised --config run.yaml`.
+
+    The YAML file and the command line hold fields of `AmgParameters`."""
+    from trl import TrlParser
+    with telling_errors():
+        p, = TrlParser((cls,)).parse_args_and_config(args)
+        work(checked(cls, {k: getattr(p, k) for k in cls.__dataclass_fields__}), folder, examples_of)
+
+# %% ../../nbs/14_supervised.ipynb #09677a9c
 class AutoencoderTask(nn.Module):
     "An `AutoencoderKL` with its training loss, in the shape `SupervisedTrainer` expects."
     def __init__(self, vae, kl_weight: float = 1e-6):
@@ -748,7 +978,7 @@ class AutoencoderTrainer(SupervisedTrainer):
         self._record({k: out[k].mean() / self.current_gradient_accumulation_steps for k in ("loss", "mse")})
         return out["loss"] / self.current_gradient_accumulation_steps
 
-# %% ../../nbs/14_supervised.ipynb #961a026b
+# %% ../../nbs/14_supervised.ipynb #bf40a6ae
 def train_autoencoder(model, processor, pictures: list, args: SupervisedConfig):
     "Train the autoencoder of `model` on `pictures` (PIL, of one size once fitted) and set its latents to unit variance."
     curves = Curves("autoencoder")
@@ -759,7 +989,7 @@ def train_autoencoder(model, processor, pictures: list, args: SupervisedConfig):
     measure_latents(model, sample)
     return model
 
-# %% ../../nbs/14_supervised.ipynb #ce2ac9c2
+# %% ../../nbs/14_supervised.ipynb #b23c9ef8
 @torch.no_grad()
 def measure_latents(model: CooperForConditionalGeneration, pixels: torch.Tensor) -> tuple[float, float]:
     "Set `scaling_factor` and `shift_factor` so that latents of `pixels` (B, 3, H, W) have mean 0 and variance 1; return both."
@@ -767,3 +997,8 @@ def measure_latents(model: CooperForConditionalGeneration, pixels: torch.Tensor)
     values = dict(shift_factor=round(z.mean().item(), 5), scaling_factor=round(1 / z.std().item(), 5))
     model.vae.register_to_config(**values); model.config.vae_config.update(values)
     return values["scaling_factor"], values["shift_factor"]
+
+# %% ../../nbs/14_supervised.ipynb #5f906ef3
+if __name__ == "__main__" and "__file__" in globals(): # a notebook has no __file__
+    from cooper.perceive.supervised import main # under its own name, whose classes others know
+    main()
