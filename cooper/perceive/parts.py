@@ -93,8 +93,9 @@ class TrainingMemory:
     gradients: float
     optimizer: float
     average: float
-    activations: float
-    layer: float = 0. # one layer, put together
+    activations: float # kept for the backward pass
+    passing: float # gradients of the activations of the layer that the backward pass is in
+    layer: float = 0. # weights and gradients of one layer, put together
     @property
     def total(self) -> float: return sum(v for k, v in asdict(self).items() if k not in ("strategy", "devices"))
 
@@ -142,7 +143,8 @@ def training_memory(model_or_config,
     masters = 4 * everything + (2 * learn if bf16 and share == 1 else 0) # autocast keeps a bfloat16 copy of what learns
     layer = 0. if share == 1 else (2 if bf16 else 4) * 2 * (found["understanding"][0] + found["generation"][0]) / c.num_hidden_layers # its weights and gradients
     return TrainingMemory(strategy, devices, masters / share / GiB, 4 * learn / share / GiB, 8 * learn / share / GiB, 4 * learn * average / share / GiB,
-        activation_bytes(config, tokens, targets, bf16, checkpointing, padding) / GiB, layer / GiB)
+        activation_bytes(config, tokens, targets, bf16, checkpointing, padding) / GiB,
+        layer_bytes(c, bf16, padding) * tokens / GiB, layer / GiB)
 
 def _adapters(c, where, rank): # weights of `add_lora`
     t = c.text_config
@@ -170,29 +172,30 @@ def kept_bytes(model, batch, **kw) -> int:
 
 # %% ../../nbs/18_parts.ipynb #54c56c8b
 MEASURE = """
-import json, resource, sys, torch
+import json, psutil, resource, sys, torch
 torch.set_num_threads(1)
 from cooper.model.modeling import CooperForConditionalGeneration, preset
 from cooper.model.sequence import PictureSegment, Sequence, TextSegment, pack
 from cooper.perceive.parts import freeze, training_memory
-def held(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2 ** 30
-width, layers, samples = map(int, sys.argv[1:])
-torch.nn.functional.scaled_dot_product_attention(*torch.randn(3, 1, 1, 8, 8)).sum() # what the libraries load once
-before = held()
-text = dict(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2, vocab_size=512)
 vision = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2, patch_size=8, image_size=64)
-model = freeze(CooperForConditionalGeneration(preset("tiny", text_config=text, vision_config=vision)), "vision")
-picture, words = torch.zeros(3, 64, 64), TextSegment(range(1, 9), [False] * 4 + [True] * 4)
-one = Sequence([PictureSegment(picture, "clean"), PictureSegment(picture, "vision"), words, PictureSegment(picture, "noised")])
-batch = pack([one] * samples, model.config.geometry, [torch.Generator().manual_seed(i) for i in range(samples)])
-learned = [p for p in model.parameters() if p.requires_grad]
-optimizer, average = torch.optim.AdamW(learned), [p.detach().clone() for p in learned]
-for _ in range(2): model(batch)["loss"].backward(); optimizer.step(); optimizer.zero_grad(set_to_none=False)
-said = training_memory(model, tokens=len(batch), targets=len(batch.target_ids), freeze="vision", bf16=False, checkpointing=False)
-print(json.dumps(dict(tokens=len(batch), said=said.total, measured=held() - before, activations=said.activations)))
+def train(width, layers, samples):
+    text = dict(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2, vocab_size=512)
+    model = freeze(CooperForConditionalGeneration(preset("tiny", text_config=text, vision_config=vision)), "vision")
+    picture, words = torch.zeros(3, 64, 64), TextSegment(range(1, 9), [False] * 4 + [True] * 4)
+    one = Sequence([PictureSegment(picture, "clean"), PictureSegment(picture, "vision"), words, PictureSegment(picture, "noised")])
+    batch = pack([one] * samples, model.config.geometry, [torch.Generator().manual_seed(i) for i in range(samples)])
+    learned = [p for p in model.parameters() if p.requires_grad]
+    optimizer, average = torch.optim.AdamW(learned), [p.detach().clone() for p in learned]
+    for _ in range(2): model(batch)["loss"].backward(); optimizer.step(); optimizer.zero_grad(set_to_none=False)
+    return training_memory(model, tokens=len(batch), targets=len(batch.target_ids), freeze="vision", bf16=False, checkpointing=False)
+train(32, 1, 1) # what the libraries load when they are first used
+before = psutil.Process().memory_info().rss
+said = train(*map(int, sys.argv[1:]))
+most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+print(json.dumps(dict(said=said.total, measured=(most - before) / 2 ** 30, activations=said.activations)))
 """
 
-def measured_memory(width: int = 512, layers: int = 6, samples: int = 12) -> dict: # GiB, said and measured
+def measured_memory(width: int = 384, layers: int = 4, samples: int = 10) -> dict: # GiB, said and measured
     "What training a random model of some size takes on this machine's CPU, beside what `training_memory` says."
     run = subprocess.run([sys.executable, "-c", MEASURE, *map(str, (width, layers, samples))], capture_output=True, text=True)
     if run.returncode: raise RuntimeError(f"measured_memory: {run.stderr.strip()[-2000:]}")
