@@ -945,7 +945,7 @@ def main(args=None, cls=AmgParameters, folder="amg", examples_of=amg_examples):
         p, = TrlParser((cls,)).parse_args_and_config(args)
         work(checked(cls, {k: getattr(p, k) for k in cls.__dataclass_fields__}), folder, examples_of)
 
-# %% ../../nbs/14_supervised.ipynb #09677a9c
+# %% ../../nbs/14_supervised.ipynb #dac23aa9
 class AutoencoderTask(nn.Module):
     "An `AutoencoderKL` with its training loss, in the shape `SupervisedTrainer` expects."
     def __init__(self, vae, kl_weight: float = 1e-6):
@@ -978,7 +978,7 @@ class AutoencoderTrainer(SupervisedTrainer):
         self._record({k: out[k].mean() / self.current_gradient_accumulation_steps for k in ("loss", "mse")})
         return out["loss"] / self.current_gradient_accumulation_steps
 
-# %% ../../nbs/14_supervised.ipynb #bf40a6ae
+# %% ../../nbs/14_supervised.ipynb #6b605ff7
 def train_autoencoder(model, processor, pictures: list, args: SupervisedConfig):
     "Train the autoencoder of `model` on `pictures` (PIL, of one size once fitted) and set its latents to unit variance."
     curves = Curves("autoencoder")
@@ -989,7 +989,7 @@ def train_autoencoder(model, processor, pictures: list, args: SupervisedConfig):
     measure_latents(model, sample)
     return model
 
-# %% ../../nbs/14_supervised.ipynb #b23c9ef8
+# %% ../../nbs/14_supervised.ipynb #4785d769
 @torch.no_grad()
 def measure_latents(model: CooperForConditionalGeneration, pixels: torch.Tensor) -> tuple[float, float]:
     "Set `scaling_factor` and `shift_factor` so that latents of `pixels` (B, 3, H, W) have mean 0 and variance 1; return both."
@@ -998,7 +998,7 @@ def measure_latents(model: CooperForConditionalGeneration, pixels: torch.Tensor)
     model.vae.register_to_config(**values); model.config.vae_config.update(values)
     return values["scaling_factor"], values["shift_factor"]
 
-# %% ../../nbs/14_supervised.ipynb #5f906ef3
+# %% ../../nbs/14_supervised.ipynb #ba6b0576
 if __name__ == "__main__" and "__file__" in globals(): # a notebook has no __file__
     from cooper.perceive.supervised import main # under its own name, whose classes others know
     main()
