@@ -571,3 +571,30 @@ def test_a_failing_worker_fails_the_cell_with_its_own_error(start, tmp_path):
     p = AmgParameters(checkpoint=str(start), data=str(tmp_path / "nowhere"), num_processes=2, strategy="cpu", out=str(tmp_path / "out"))
     with pytest.raises(RuntimeError, match=r"cooper.perceive.supervised failed in worker [01] of 2:(?s:.*)FileNotFoundError: .*nowhere/amg.jsonl: no such file"):
         trained(p, "amg", *load_model(start), supervised.amg_examples, "cooper.perceive.supervised")
+
+
+def test_the_average_of_divided_weights_is_that_of_whole_ones():
+    "Weights as FSDP2 lays them out, over one process here; half-way through, the average is put together, as for a checkpoint, and laid out again."
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        plain = torch.nn.Linear(4, 3)
+        divided, found = copy.deepcopy(plain), []
+        fully_shard(divided, mesh=init_device_mesh("cpu", (1,)))
+        for model in (plain, divided):
+            average = supervised.WeightAverage(.9)
+            average.on_train_begin(None, None, None, model)
+            for step in range(1, 5):
+                with torch.no_grad():
+                    for p in model.parameters(): p.mul_(1.5)
+                average.on_step_end(None, types.SimpleNamespace(global_step=step), None, model)
+                if step == 2:
+                    average.weights = {k: supervised._whole(v).clone() for k, v in average.weights.items()}
+                    average.on_train_begin(None, None, None, model)
+            average.apply(model)
+            found.append({k: supervised._whole(p) for k, p in model.named_parameters()})
+        assert hasattr(next(divided.parameters()), "device_mesh")
+        for k in found[0]: assert torch.equal(found[0][k], found[1][k]), k
+    finally: dist.destroy_process_group()
