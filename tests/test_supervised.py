@@ -3,7 +3,7 @@ import copy, dataclasses, functools, json, os, signal, types
 
 import numpy as np, pytest, torch
 from PIL import Image
-from cooper.core import checked
+from cooper.core import checked, read_jsonl
 from cooper.model.checkpoint import load_model, save_model
 from cooper.model.modalities import Depth, modality
 from cooper.model.processor import tiny_protocol, train_tokenizer
@@ -378,8 +378,9 @@ def test_packs_stay_within_their_budget_and_forget_nobody(tmp_path):
         part_trainer(lively(), tmp_path / "b", examples, tokens_per_pack=100)
     middle = sorted(lengths)[len(lengths) // 2]
     with pytest.warns(UserWarning, match=f"longer than a pack of {middle} tokens.*they are left out"):
-        left = supervised.Packs(examples, 9, middle, skip=True).left_out
+        left = part_trainer(lively(), tmp_path / "c", examples, tokens_per_pack=middle, skip_too_long=True).train_dataset.left_out
     assert {n for _, n in left} == {n for n in lengths if n > middle}
+    assert [tuple(row.values()) for row in read_jsonl(tmp_path / "c/left_out.jsonl")] == left
 
 
 def test_told_lengths_are_those_of_the_sequences():

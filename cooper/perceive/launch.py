@@ -78,7 +78,7 @@ def launch(
 ) -> Curves:
     "Run a module in several processes of this machine and follow it. RuntimeError with the worker's own error if one fails."
     cuda, work = torch.cuda.is_available(), resolve(out)
-    strategy = strategy if strategy and cuda else strategy or ("ddp" if cuda else "cpu")
+    strategy = strategy or ("ddp" if cuda else "cpu")
     if num_processes < 2: raise ValueError(f"launch: num_processes is {num_processes}; expected at least 2: one process needs no launch")
     if strategy != "cpu" and num_processes > torch.cuda.device_count():
         raise ValueError(f"launch: num_processes is {num_processes}; this machine has {torch.cuda.device_count()} GPUs (strategy 'cpu' needs none)")

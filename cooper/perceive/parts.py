@@ -142,7 +142,7 @@ def training_memory(model_or_config,
     GiB, c = 2 ** 30, config.text_config
     masters = 4 * everything + (2 * learn if bf16 and share == 1 else 0) # autocast keeps a bfloat16 copy of what learns
     layer = 0. if share == 1 else (2 if bf16 else 4) * 2 * (found["understanding"][0] + found["generation"][0]) / c.num_hidden_layers # its weights and gradients
-    return TrainingMemory(strategy, devices, masters / share / GiB, 4 * learn / share / GiB, 8 * learn / share / GiB, 4 * learn * average / share / GiB,
+    return TrainingMemory(strategy, devices, masters / share / GiB, 4 * learn / share / GiB, 8 * learn / share / GiB, 4 * learn * (average and strategy != "zero3") / share / GiB,
         activation_bytes(config, tokens, targets, bf16, checkpointing, padding) / GiB,
         layer_bytes(c, bf16, padding) * tokens / GiB, layer / GiB)
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from ..core import Curves, NotBuilt, at_least, checked, decode_picture, generator, in_notebook, progress, read_jsonl, resolve, write_whole
+from ..core import Curves, NotBuilt, at_least, checked, decode_picture, generator, in_notebook, progress, read_jsonl, resolve, write_jsonl, write_whole
 from ..model.checkpoint import load_model, save_model
 from ..model.engine import Engine
 from ..model.modalities import DepthMap, SegmentMap, modality
@@ -305,8 +305,10 @@ class AmgExamples:
         size = _fitted_size(self.processor, _size_of(row.rgb)) if isinstance(row, AmgRow) else row["rgb"].size
         def cells(size, stride): return (size[0] // stride) * (size[1] // stride) + 2
         latents, vision = cells(size, self.processor.clean[2]), Resize(*self.processor.vision).size(*size)
-        words = sum(len(self.processor.text(modality(name, self.processor.protocol).request).ids) for name in self.modalities)
-        return latents * (1 + self.copies * len(self.modalities)) + cells(vision, self.processor.vision[2]) + words
+        return latents * (1 + self.copies * len(self.modalities)) + cells(vision, self.processor.vision[2]) + self._words
+    @cached_property
+    def _words(self): # tokens of all requests
+        return sum(len(self.processor.text(modality(name, self.processor.protocol).request).ids) for name in self.modalities)
 
 @lru_cache(maxsize=None)
 def _size_of(path): # only the head of the file is read
@@ -577,6 +579,8 @@ class SupervisedTrainer(WholeCheckpoints, Trainer):
         self.average, self.curves = WeightAverage(args.ema_decay, args.ema_warmup), curves or Curves("training")
         length = args.max_steps * args.per_device_train_batch_size * args.gradient_accumulation_steps * max(args.world_size, 1)
         data = Packs(examples, length, args.tokens_per_pack, args.seed, args.skip_too_long) if args.tokens_per_pack else Stream(examples, length, args.seed)
+        if args.should_save and getattr(data, "left_out", ()): # the warning names some, this file all
+            write_jsonl(Path(args.output_dir).resolve() / "left_out.jsonl", (dict(data_id=name, tokens=n) for name, n in data.left_out))
         self._sums, self._now, self._micro = {}, {}, 0 # name of a loss -> its values since the last point of the curve; those of the step at work
         super().__init__(model, args, train_dataset=data, data_collator=self.collate,
                          callbacks=[self.average, StopAfter(args.stop_after), CurveCallback(self.curves)])
