@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from ..core import seed_for
-from ..model.modeling import CooperConfig, CooperForConditionalGeneration, preset
+from ..model.modeling import CooperConfig, CooperForConditionalGeneration
 
 # %% auto #0
 __all__ = ['PARTS', 'LORA', 'STRATEGIES', 'MEASURE', 'part_of', 'parts', 'freeze', 'add_lora', 'merge_lora', 'TrainingMemory',

@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from ..core import Curves, NotBuilt, at_least, checked, decode_picture, generator, in_notebook, progress, read_jsonl, resolve, write_jsonl, write_whole
 from ..model.checkpoint import load_model, save_model
 from ..model.engine import Engine
-from ..model.modalities import DepthMap, SegmentMap, modality
+from ..model.modalities import DepthMap, SegmentMap, modality, png_bytes
 from ..model.modeling import CooperForConditionalGeneration, preset
 from ..model.processor import MODES, CooperProcessor, Resize, read_picture, to_pixels
 from ..model.sequence import Geometry, PackedBatch, PictureSegment, Sequence, TextSegment, learned_tokens, pack
@@ -685,15 +685,16 @@ class HeldOut(TrainerCallback):
         self.trainer.curves.add(step, **scores)
         return self._show(step, [[self.processor.fit(r.rgb), *(m.to_picture(maps[m.name][k]) for m in self.modalities for maps in (truth, drawn))]
                                  for k, r in enumerate(self.rows[:self.shown])])
-    def _show(self, step, rows, side=96): # a row of pictures each
+    def _show(self, step, rows, side=64): # a row of pictures each
         page = Image.new("RGB", (side * len(rows[0]), side * len(rows)))
         for y, row in enumerate(rows):
             for x, picture in enumerate(row): page.paste(picture.convert("RGB").resize((side, side), Image.Resampling.NEAREST), (x * side, y * side))
         with write_whole(Path(self.trainer.args.output_dir).resolve() / f"drawn-{step:06d}.png") as aside: page.save(aside, "PNG")
         if in_notebook():
-            from IPython.display import display
-            if self._handle is None: self._handle = display(page, display_id=True)
-            else: self._handle.update(page)
+            from IPython.display import Image as Shown, display
+            shown = Shown(png_bytes(page))
+            if self._handle is None: self._handle = display(shown, display_id=True)
+            else: self._handle.update(shown)
         return page
 
 @patch
@@ -949,7 +950,7 @@ def main(args=None, cls=AmgParameters, folder="amg", examples_of=amg_examples):
         p, = TrlParser((cls,)).parse_args_and_config(args)
         work(checked(cls, {k: getattr(p, k) for k in cls.__dataclass_fields__}), folder, examples_of)
 
-# %% ../../nbs/14_supervised.ipynb #dac23aa9
+# %% ../../nbs/14_supervised.ipynb #6b605ff7
 class AutoencoderTask(nn.Module):
     "An `AutoencoderKL` with its training loss, in the shape `SupervisedTrainer` expects."
     def __init__(self, vae, kl_weight: float = 1e-6):
@@ -982,7 +983,7 @@ class AutoencoderTrainer(SupervisedTrainer):
         self._record({k: out[k].mean() / self.current_gradient_accumulation_steps for k in ("loss", "mse")})
         return out["loss"] / self.current_gradient_accumulation_steps
 
-# %% ../../nbs/14_supervised.ipynb #6b605ff7
+# %% ../../nbs/14_supervised.ipynb #69888fc6
 def train_autoencoder(model, processor, pictures: list, args: SupervisedConfig):
     "Train the autoencoder of `model` on `pictures` (PIL, of one size once fitted) and set its latents to unit variance."
     curves = Curves("autoencoder")
@@ -993,7 +994,7 @@ def train_autoencoder(model, processor, pictures: list, args: SupervisedConfig):
     measure_latents(model, sample)
     return model
 
-# %% ../../nbs/14_supervised.ipynb #4785d769
+# %% ../../nbs/14_supervised.ipynb #5f906ef3
 @torch.no_grad()
 def measure_latents(model: CooperForConditionalGeneration, pixels: torch.Tensor) -> tuple[float, float]:
     "Set `scaling_factor` and `shift_factor` so that latents of `pixels` (B, 3, H, W) have mean 0 and variance 1; return both."
@@ -1002,7 +1003,7 @@ def measure_latents(model: CooperForConditionalGeneration, pixels: torch.Tensor)
     model.vae.register_to_config(**values); model.config.vae_config.update(values)
     return values["scaling_factor"], values["shift_factor"]
 
-# %% ../../nbs/14_supervised.ipynb #ba6b0576
+# %% ../../nbs/14_supervised.ipynb #bc89dae5
 if __name__ == "__main__" and "__file__" in globals(): # a notebook has no __file__
     from cooper.perceive.supervised import main # under its own name, whose classes others know
     main()
