@@ -8,12 +8,12 @@ from PIL import Image
 import cooper as co
 import pretend
 from cooper.core import read_jsonl, resolve, write_jsonl
-from cooper.measure.benchmarks import benchmark, grid, save_tables
+from cooper.measure.benchmarks import benchmark, grid, holm, save_tables
 from cooper.measure.evaluation import (SOURCES, EvalParameters, answers, beside, changes, constant_guesses, cooper_answerer, exam_of, extractor_of, finish, for_figure, missing, possible, put, put_cooper,
                                        put_edits, put_maps, put_model, readings, regrets, replies, told, true_case)
 from cooper.measure.extraction import Extractor
 from cooper.measure.protocols import Exam, Item, RowPicture, plain_mean, read_item, scene_exam, scores
-from cooper.measure.records import PUBLISHED, CooperAnswers, HostedAnswers, Plain, against, collect, details, holm, published, read_records, read_trace, results, score
+from cooper.measure.records import PUBLISHED, CooperAnswers, HostedAnswers, Plain, against, collect, details, published, read_records, read_trace, results, score
 from cooper.present.report import TraceCase, accuracy_figure, difference_figure, glance, page, telling
 from cooper.reason.hosted import Endpoint, Hosted, Rehearsal
 from pretend import Cooper
@@ -68,7 +68,7 @@ def test_tables_feed_figures_and_the_report(tmp_path):
     for plate in (accuracy_figure(for_figure(summary)), difference_figure(change)): assert plate._repr_png_()[:4] == b"\x89PNG"
     assert grid(for_figure(summary), "after").rows[-1]["cooperate"].value == 1.
     last = change.where(mode="cooperate", kind="all")[0]
-    assert (last["better"], last["worse"], last["before"], last["after"]) == (10, 0, 0., 1.) and last["p"] == pytest.approx(2/1024)
+    assert (last["better"], last["worse"], last["before"], last["after"]) == (10, 0, 0., 1.) and last["p"] == pytest.approx(2/2**len({i.pictures[0].hash for i in exam.items})) and last["holm"] >= last["p"]
     save_tables(tmp_path, answers=summary)
     assert glance(tmp_path).count("class='tile'") == 2 # nothing was drawn: no tiles of drawings
     assert changes(rows, "after", "after") is None and changes(rows, "nobody", "after") is None
