@@ -73,6 +73,15 @@ def test_bad_cells_name_their_place(row, message, tmp_path):
     with pytest.raises(ValueError, match=message): open_exam("mcq", tsv(tmp_path/"bad.tsv", [row]))
 
 
+def test_more_quirks_of_pictures(tmp_path):
+    wrapped = "\n".join(b64()[k:k + 76] for k in range(0, len(b64()), 76))
+    (tmp_path/"a, b.png").write_bytes(png("blue"))
+    rows = [mcq(index=5), mcq(index=6, image='["5", "7"]'), mcq(index=7, image=b64("blue")), mcq(index=8, image="6"), mcq(index=9, image=wrapped), mcq(index=10, image=b64("blue").rstrip("=")), mcq(index=11, image="", image_path="a, b.png")]
+    red, both, blue, again, lines, bare, comma = (tuple(p.hash for p in i.pictures) for i in open_exam("mcq", tsv(tmp_path/"more.tsv", rows)).items)
+    assert both == again == red + blue and lines == red and bare == comma == blue
+    with pytest.raises(ValueError, match=r":2: 'image' is .*only point to each other"): open_exam("mcq", tsv(tmp_path/"round.tsv", [mcq(index=5, image='["6", "6"]'), mcq(index=6, image="5")]))
+
+
 def test_bad_files_name_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match=r"'index' is '0'; expected an index of its own; .*:2 has it too"): open_exam("mcq", tsv(tmp_path/"a.tsv", [mcq(), mcq()]))
     with pytest.raises(ValueError, match="unknown; expected one of mcq"): open_exam("cvbench", tmp_path/"a.tsv")

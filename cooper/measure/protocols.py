@@ -123,7 +123,8 @@ def _is_picture(data):
     except (OSError, SyntaxError): return False
 
 def _from_base64(text):
-    try: data = base64.b64decode(text.split("base64,")[-1], validate=True)
+    bare = re.sub(r"\s+", "", text.split("base64,")[-1]) # some break their lines, some leave out the padding
+    try: data = base64.b64decode(bare + "="*(-len(bare) % 4), validate=True)
     except (binascii.Error, ValueError): return None
     return data if _is_picture(data) else None
 
@@ -143,23 +144,23 @@ def _one_picture(row, value, column, root):
 # %% ../../nbs/46_protocols.ipynb #161c3d02
 _COLUMNS = ("image", "images", "image_path", "image_bytes", "rgb_image")
 
-def _cells(row, column): # members of a picture's cell
+def _cells(row, column, root): # members of a picture's cell
     value = row[column]
-    if isinstance(value, str) and column == "image_path" and not value.strip().startswith("["): return [p.strip() for p in value.split(",") if p.strip()]
+    if isinstance(value, str) and column == "image_path" and not value.strip().startswith("["):
+        if len(value) <= 255 and (root/value.strip()).is_file(): return [value.strip()] # a comma may be part of a name
+        return [p.strip() for p in value.split(",") if p.strip()]
     return listed(value) if isinstance(value, (str, list, tuple)) else [value]
 
-def pictures(row: Row, root: Path, by_id: dict) -> tuple: # of `RowPicture`
-    "The pictures of a row, in order; a cell that is another row's index means that row's pictures."
-    seen = [row]
-    while True:
-        numbered = [c for c in row if re.fullmatch(r"image_\d+", c) and row.has(c)]
-        columns = [row.first(*_COLUMNS)] if row.first(*_COLUMNS) else numbered
-        if not columns: raise seen[0].fault("image", f"a picture in one of {', '.join(_COLUMNS)} or image_1")
-        cells = [(c, v) for c in columns for v in _cells(row, c)]
-        other = by_id.get(_whole(str(cells[0][1]))) if len(cells) == 1 and isinstance(cells[0][1], (str, int)) and len(str(cells[0][1])) <= 64 else None
-        if other is None: return tuple(_one_picture(row, v, c, root) for c, v in cells)
-        if other in seen: raise seen[0].fault(columns[0], "a row that has a picture; these rows only point to each other")
-        seen.append(row := other)
+def pictures(row: Row, root: Path, by_id: dict, _from: tuple = ()) -> tuple: # of `RowPicture`
+    "The pictures of a row, in order; another row's index means that row's pictures."
+    first, columns = (*_from, row)[0], [row.first(*_COLUMNS)] if row.first(*_COLUMNS) else [c for c in row if re.fullmatch(r"image_\d+", c) and row.has(c)]
+    if not columns: raise first.fault("image", f"a picture in one of {', '.join(_COLUMNS)} or image_1")
+    def found(column, value):
+        other = by_id.get(_whole(str(value))) if isinstance(value, (str, int)) and len(str(value)) <= 64 else None
+        if other is None: return (_one_picture(row, value, column, root),)
+        if any(other is r for r in (*_from, row)): raise first.fault(columns[0], "a row that has a picture; these rows only point to each other")
+        return pictures(other, root, by_id, (*_from, row))
+    return tuple(p for c in columns for v in _cells(row, c, root) for p in found(c, v))
 
 # %% ../../nbs/46_protocols.ipynb #ae15932b
 _INDEX = ("index", "idx", "id", "Index", "question_id", "qid", "data_id")

@@ -96,7 +96,7 @@ def read_trace(record: dict) -> Trace | None: # None: the record names none
     "The trace of a record. FileNotFoundError where its file was removed."
     return Trace.from_dict(json.loads(resolve(record["trace"]).read_text(encoding="utf-8"))) if record["trace"] else None
 
-# %% ../../nbs/47_records.ipynb #3ffca720
+# %% ../../nbs/47_records.ipynb #b9deb824
 class HostedAnswers:
     "A model of `cooper.reason.hosted` (its `open_model`): hosted, or any local image-text-to-text model."
     mode = "direct"
@@ -114,7 +114,7 @@ class HostedAnswers:
         replies = self.asker.ask([chat(i, s) for i, s in zip(items, seeds)], show=False)
         return [Answered(r.text, r.completion_tokens, r.seconds, error=r.error, truncated=r.truncated) for r in replies]
 
-# %% ../../nbs/47_records.ipynb #9fc9bf7a
+# %% ../../nbs/47_records.ipynb #8cd1373b
 def append(path, row: dict):
     "Adds one row to a JSONL file that others may be writing too."
     data = (json.dumps(row, ensure_ascii=False) + "\n").encode()
@@ -144,7 +144,7 @@ def read_records(path) -> list:
     if lacks is not None: raise ValueError(f"{path}: a row has no id, stamp or key; expected what `collect` wrote")
     return rows
 
-# %% ../../nbs/47_records.ipynb #79963783
+# %% ../../nbs/47_records.ipynb #45017fc7
 def _stamp(item, answerer_config, seed, sample, hashes):
     what = [item.id, item.system, item.prompt, hashes, answerer_config, seed, sample]
     return hashlib.sha256(json.dumps(what, ensure_ascii=False, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -202,7 +202,7 @@ def collect(
     now = lambda i: dict(model=answerer.name, exam=exam.name, key=exam.key, kind=i.kind, truth=i.said) # asked alike before: in a smaller exam, under another name, with labels that were corrected since
     return [known[s] | now(i) for i, _, s in jobs if s in known]
 
-# %% ../../nbs/47_records.ipynb #01988209
+# %% ../../nbs/47_records.ipynb #eca39a9e
 @dataclass(eq=False)
 class Scored:
     "The answers of one model in one mode, scored."
@@ -255,7 +255,7 @@ def _extracted(extractor, items, records, found):
     for n, r in zip(left, read): found[n] = r
     return found
 
-# %% ../../nbs/47_records.ipynb #20e132bd
+# %% ../../nbs/47_records.ipynb #d48eeaad
 def _share(rows, test): return sum(map(test, rows))/len(rows)
 def _mean(rows, key):
     known = [r[key] for r in rows if r[key] is not None]
@@ -298,7 +298,7 @@ def details(*scored: Scored) -> Table:
     title = f"{scored[0].exam.name}: {' '.join(scored[0].name)}" if len(scored) == 1 else f"{scored[0].exam.name}, as its owner counts"
     return Table(list(lines.values()), dict(measure="measure", n="n") | heads | dict(chance="chance %"), title, protocol_card(scored))
 
-# %% ../../nbs/47_records.ipynb #de5d5723
+# %% ../../nbs/47_records.ipynb #96f9e874
 def _both(before, after): # (item, score before, score after)
     old = {i.id: s["score"] for i, s in before.pairs if s is not None}
     return [(i, old[i.id], s["score"]) for i, s in after.pairs if s is not None and i.id in old]
@@ -315,7 +315,7 @@ def paired(before: Scored, after: Scored) -> Table:
     columns = dict(kind="kind", n="n", before="before %", after="after %", difference="difference [95 %]", better="better", worse="worse") | P_HEADS
     return Table(corrected(rows), columns, f"{' '.join(after.name)} less {' '.join(before.name)}", f"Question by question, in points. {P_NOTE} {protocol_card([before, after])}")
 
-# %% ../../nbs/47_records.ipynb #cc8a7c34
+# %% ../../nbs/47_records.ipynb #f17b963a
 def against(scored: list) -> Table: # of `Scored`, two or more
     "Every row less the first one, on the questions that both were judged on."
     same_protocol(scored, "against")
@@ -326,7 +326,7 @@ def against(scored: list) -> Table: # of `Scored`, two or more
     columns = dict(model="model", mode="mode", n="n", difference="difference [95 %]", better="better", worse="worse") | P_HEADS
     return Table(corrected(rows), columns, f"Less {' '.join(first.name)}", f"Question by question, in points. {P_NOTE} {protocol_card(scored)}")
 
-# %% ../../nbs/47_records.ipynb #757f3d59
+# %% ../../nbs/47_records.ipynb #2ff5faf1
 def pass_at_k(n: int, c: int, k: int) -> float:
     "Unbiased pass@k of n answers, c of them right."
     if not 1 <= k <= n or not 0 <= c <= n: raise ValueError(f"pass@{k} of {n} answers with {c} right; expected 1 <= k <= n and 0 <= c <= n")
@@ -346,7 +346,7 @@ def passes(scored: Scored, ks=(1, 2, 4, 8)) -> Table:
                          chance=None if None in luck else float(np.mean([1 - (1 - p)**k for p in luck]))))
     return Table(rows, dict(k="k", n="questions", score="pass@k [95 %]", chance="chance %"), f"{scored.exam.name}: {' '.join(scored.name)}", f"Chance: k independent guesses. {protocol_card([scored])}")
 
-# %% ../../nbs/47_records.ipynb #98438071
+# %% ../../nbs/47_records.ipynb #0b19088b
 PUBLISHED = {"GPT-5": (58.86, 48.51, 85.33, 84.25, 75.27), "GPT-4o": (49.48, 49.50, 84.66, 82.40, 76.92), "Qwen3VL-32B": (55.49, 63.36, 82.66, 86.11, 71.51),
     "Qwen3VL-8B": (50.13, 64.35, 77.33, 84.25, 60.45), "InternVL3.5-38B": (53.61, 48.51, 80.66, 87.03, 83.85), "InternVL3.5-8B": (50.13, 49.50, 76.33, 83.33, 81.51),
     "Janus-Pro-7B": (42.73, 53.46, 62.33, 60.18, 48.53), "Liquid-7B": (38.63, 39.60, 58.33, 41.66, 24.81), "BAGEL": (43.57, 47.52, 74.33, 72.22, 64.81),

@@ -385,6 +385,11 @@ def _once(cells):
         kept = [o for o in reversed(c.outputs) if (png := o.get("data", {}).get("image/png")) is None or png not in seen and not seen.add(png)]
         c.outputs = kept[::-1]
 
+_BOXED = re.compile(r"(<div style='white-space:pre-wrap'>)\\boxed\{([^{}]*)\}(</div>)")
+_TWICE = re.compile(r"(>drew \w+</span><div style='white-space:pre-wrap'>)<img [^>]*>(<img [^>]*></div>)")
+def _told(text) -> str: # the card of a trace: the answer without its box, a map once (as it is read, with its scale)
+    return _TWICE.sub(r"\1\2", _BOXED.sub(r"\1\2\3", text))
+
 def _settled(notebook):
     "A copy without progress bars, widgets, pictures that come again and the parameters that papermill repeats."
     import copy
@@ -393,6 +398,8 @@ def _settled(notebook):
     for c in nb.cells:
         if c.cell_type == "code": c.outputs = [o for o in c.outputs if _keep(o)]
         for o in c.get("outputs", []): [o.data.pop(k) for k in list(o.get("data", {})) if k not in _SHOWN]
+        for o in c.get("outputs", []):
+            if "text/html" in o.get("data", {}): o.data["text/html"] = _told("".join(o.data["text/html"]))
     _once(nb.cells)
     return nb
 

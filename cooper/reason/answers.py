@@ -509,7 +509,7 @@ def read(
         if where == "statement" and got.outcome == "ambiguous": break # it stated two things: no weaker place may overrule that
     return Reading("none", why="nothing is said") if doubt is None else doubt
 
-# %% ../../nbs/22_answers.ipynb #eb7f0ea7
+# %% ../../nbs/22_answers.ipynb #ba7539bf
 _MARKED = re.compile(r"(?:^|(?<=[\s,;?:(]))[(\[]?([A-Z])(?:[)\]][.:]?|[.:](?!\w))\s*", re.M)
 
 def inline_options(question: str) -> tuple: # texts; () if the question shows none
@@ -527,7 +527,7 @@ def inline_options(question: str) -> tuple: # texts; () if the question shows no
     last = texts[-1].strip().split("\n")[0]
     return tuple(t.strip(" \n\t,;") for t in [*texts[:-1], last])
 
-# %% ../../nbs/22_answers.ipynb #fee48e87
+# %% ../../nbs/22_answers.ipynb #66b9c3f1
 THRESHOLDS = tuple((10 - i)/20 for i in range(10))   # allowed relative errors: 0.50, 0.45, ..., 0.05
 
 def mean_relative_accuracy(
