@@ -395,11 +395,11 @@ def test_no_share_writes_results_before_all_edits_are_answered(tmp_path):
     row = put(both[0], exam, says)
     edits = put_edits(both[0], exam, [row], lambda mode: says)
     assert row.complete and edits[0].lacks == ["polite"] and missing(both[0], exam, [row], edits=edits) == ["a direct, edited: polite"]
-    assert finish(both[0], exam, [row], edits=edits, edited=edits).name == "incomplete.json"
+    assert finish(both[0], exam, [row], (), (), edits, edits=edits).name == "incomplete.json"
     assert missing(both[0], exam, [row]) == ["a direct, edited: polite"] # nobody asked
     edits = put_edits(both[1], exam, [row], lambda mode: says)
-    assert edits[0].lacks == [] and finish(both[1], exam, [row], edits=edits, edited=edits).name == "results.json"
-    kept = json.loads((tmp_path/"results.json").read_text())["edited"][0]
+    assert edits[0].lacks == [] and finish(both[1], exam, [row], (), (), edits, edits=edits).name == "results.json"
+    kept = json.loads((tmp_path/"results.json").read_text())["edits"][0]
     assert [r["edit"] for r in kept["rows"]] == ["polite"] and {"p", "holm", "difference"} <= set(kept["rows"][0])
 
 

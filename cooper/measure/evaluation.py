@@ -192,7 +192,7 @@ def missing(p: EvalParameters, exam: Exam, scored: list, drawn=(), worth=(), edi
     unedited = [f"{' '.join(s.name)}, edited: {', '.join(left)}" for s in scored if p.edits and s.complete and (left := open.get(s.name, p.edits))]
     return lacks + unedited + [f"answers of {name} with other maps" for name in unseen] + ([f"no drawings of {', '.join(undrawn)}: the process with share 0 makes them"] if undrawn else [])
 
-def finish(p: EvalParameters, exam: Exam, scored: list, drawn=(), worth=(), edits=(), **tables) -> Path: # the file that was written
+def finish(p: EvalParameters, exam: Exam, scored: list, drawn=(), worth=(), edits=(), /, **tables) -> Path: # the file that was written
     "`results.json` below `out` if nothing is missing; else `incomplete.json`, which says what is. The other one goes."
     lacks, tables = missing(p, exam, scored, drawn, worth, edits), {k: t for k, t in tables.items() if t is not None}
     whole, partial = resolve(p.out)/"results.json", resolve(p.out)/"incomplete.json"
