@@ -1,5 +1,5 @@
 "One table for checkpoints, local and hosted models; evaluations that are killed and go on with other processes; what must not be compared."
-import json, os
+import json, os, re
 
 import pytest
 import torch
@@ -8,14 +8,16 @@ from PIL import Image
 import cooper as co
 import pretend
 from cooper.core import read_jsonl, resolve, write_jsonl
-from cooper.measure.benchmarks import benchmark, grid, save_tables
-from cooper.measure.evaluation import (SOURCES, EvalParameters, answers, beside, changes, constant_guesses, cooper_answerer, exam_of, extractor_of, finish, for_figure, missing, possible, put, put_cooper,
+from cooper.measure.benchmarks import benchmark, bootstrap, grid, holm, save_tables
+from cooper.measure.evaluation import (SOURCES, EvalParameters, Shown, answers, beside, changes, constant_guesses, cooper_answerer, exam_of, extractor_of, finish, for_figure, missing, possible, put, put_cooper,
                                        put_edits, put_maps, put_model, readings, regrets, replies, told, true_case)
 from cooper.measure.extraction import Extractor
-from cooper.measure.protocols import Exam, Item, RowPicture, plain_mean, read_item, scene_exam, scores
-from cooper.measure.records import PUBLISHED, CooperAnswers, HostedAnswers, Plain, against, collect, details, holm, published, read_records, read_trace, results, score
+from cooper.measure.protocols import Exam, Item, RowPicture, clusters, plain_mean, read_item, scene_exam, scores
+from cooper.measure.records import PUBLISHED, Answered, CooperAnswers, HostedAnswers, Plain, against, collect, details, published, read_records, read_trace, results, score
+from cooper.measure.robustness import blind
 from cooper.present.report import TraceCase, accuracy_figure, difference_figure, glance, page, telling
 from cooper.reason.hosted import Endpoint, Hosted, Rehearsal
+from house import cells
 from pretend import Cooper
 from test_protocols import b64, mcq, png, tsv
 
@@ -68,7 +70,7 @@ def test_tables_feed_figures_and_the_report(tmp_path):
     for plate in (accuracy_figure(for_figure(summary)), difference_figure(change)): assert plate._repr_png_()[:4] == b"\x89PNG"
     assert grid(for_figure(summary), "after").rows[-1]["cooperate"].value == 1.
     last = change.where(mode="cooperate", kind="all")[0]
-    assert (last["better"], last["worse"], last["before"], last["after"]) == (10, 0, 0., 1.) and last["p"] == pytest.approx(2/1024)
+    assert (last["better"], last["worse"], last["before"], last["after"]) == (10, 0, 0., 1.) and last["p"] == pytest.approx(2/2**len({i.pictures[0].hash for i in exam.items})) and last["holm"] >= last["p"]
     save_tables(tmp_path, answers=summary)
     assert glance(tmp_path).count("class='tile'") == 2 # nothing was drawn: no tiles of drawings
     assert changes(rows, "after", "after") is None and changes(rows, "nobody", "after") is None
@@ -366,6 +368,95 @@ def test_a_transformers_model_stands_in_the_table(tmp_path):
     assert [(r["model"], r["n"], r["asked"]) for r in table.rows] == [("llava", 5, 1.), ("blind", 5, 1.)] and table.rows[0]["tokens"] == 3 and table.rows[0]["seconds"] > 0
     assert put_model(p, exam, name, spec)[0].rows == rows[0].rows # on record
     assert against(rows).rows[0]["n"] == 5
+
+
+def test_an_older_result_never_stands_beside_a_newer_incomplete_one(tmp_path):
+    p = parameters(tmp_path, modes=("direct",), questions=20)
+    exam = exam_of(p)
+    rows = put_cooper(p, exam, Cooper(knows(exam)), "a")
+    show = Shown(); show("answers", answers(rows))
+    assert finish(p, exam, rows, dict(a=None), **show).name == "results.json" and "100 %" in glance(tmp_path)
+    wider = EvalParameters(**vars(p) | dict(checkpoints=["a", "b"], share="1/2"))
+    half = rows + put_cooper(wider, exam, Cooper(knows(exam), weight=1.), "b")
+    assert finish(wider, exam, half, dict(a=None, b=None), answers=answers(half)).name == "incomplete.json"
+    assert not (tmp_path/"results.json").exists() and "class='tile'" not in glance(tmp_path) and "b direct: 10 of 20 answers" in glance(tmp_path)
+    whole = rows + put_cooper(EvalParameters(**vars(wider) | dict(share="0/1")), exam, Cooper(knows(exam), weight=1.), "b")
+    assert finish(wider, exam, whole, dict(a=None, b=None), answers=answers(whole)).name == "results.json" and not (tmp_path/"incomplete.json").exists()
+    (tmp_path/"incomplete.json").write_text('{"incomplete": "old"}'); os.utime(tmp_path/"incomplete.json", (1, 1)) # two processes that end at the same time may leave both: the newer one tells
+    assert "100 %" in glance(tmp_path)
+
+
+def test_no_share_writes_results_before_all_edits_are_answered(tmp_path):
+    p = parameters(tmp_path, modes=("direct",), edits=("polite",))
+    exam = exam_of(p)
+    says, rows = Plain("a", lambda *_: "left"), None
+    both = [EvalParameters(**vars(p) | dict(share=f"{k}/2", checkpoints=[], others=["a=hf:x"])) for k in range(2)]
+    for q in both: put(q, exam, says) # the rows are whole, the edited ones not yet
+    row = put(both[0], exam, says)
+    edits = put_edits(both[0], exam, [row], lambda mode: says)
+    assert row.complete and edits[0].lacks == ["polite"] and missing(both[0], exam, [row], edits=edits) == ["a direct, edited: polite"]
+    assert finish(both[0], exam, [row], (), (), edits, edits=edits).name == "incomplete.json"
+    assert missing(both[0], exam, [row]) == ["a direct, edited: polite"] # nobody asked
+    edits = put_edits(both[1], exam, [row], lambda mode: says)
+    assert edits[0].lacks == [] and finish(both[1], exam, [row], (), (), edits, edits=edits).name == "results.json"
+    kept = json.loads((tmp_path/"results.json").read_text())["edits"][0]
+    assert [r["edit"] for r in kept["rows"]] == ["polite"] and {"p", "holm", "difference"} <= set(kept["rows"][0])
+
+
+def test_answers_without_traces_are_asked_again_where_maps_are_looked_at(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("COOPER_QUIET", raising=False)
+    quick = parameters(tmp_path, modes=("direct", "cooperate"), keep_traces=False)
+    exam = exam_of(quick)
+    put_cooper(quick, exam, Cooper(knows(exam)), "a")
+    with pytest.raises(ValueError, match="and keep_traces"): EvalParameters(**vars(quick) | dict(maps=("blank",))) # before anything is asked
+    looks, again = EvalParameters(**vars(quick) | dict(maps=("blank",), keep_traces=True)), Cooper(knows(exam))
+    rows = put_cooper(looks, exam, again, "a")
+    assert {mode for mode, _ in again.asked} == {"cooperate"} and len(again.asked) == 10 and all(read_trace(r) for r in rows[1].rows)
+    assert "a cooperate: 10 answers are there without their traces, and are asked for again" in capsys.readouterr().err
+    resolve(rows[1].rows[0]["trace"]).unlink() # somebody tidied up
+    third = Cooper(knows(exam))
+    assert read_trace(put_cooper(looks, exam, third, "a")[1].rows[0]) and len(third.asked) == 1
+
+
+def test_weights_are_hashed_once(tmp_path, monkeypatch):
+    import cooper.measure.evaluation as evaluation, cooper.measure.records as records
+    hashed = []
+    for module in (evaluation, records): monkeypatch.setattr(module, "weights_hash", lambda model: hashed.append(1) or "w")
+    p = parameters(tmp_path, modes=("direct", "reason", "cooperate"))
+    exam = exam_of(p)
+    put_cooper(p, exam, Cooper(knows(exam)), "a")
+    assert len(hashed) == 1
+
+
+def test_the_notebook_shows_no_table_that_results_lack():
+    makers = ("grid(", "results(", "summary\n", "details(", "readings", "changed_by)", "against(", "change)", "tries(", "published(", "regrets(", "w.help", "judged_by(", "perceived)", "by_scene(", "traced(")
+    after = [c.source for c in cells("40_eval") if c.cell_type == "code"][3:]
+    for maker in makers: assert any("show(" in s and maker.strip() in s for s in after), maker
+    for source in after:
+        last = source.strip().splitlines()[-1]
+        assert not re.match(r"(grid|results|details|against|passes|published|beside|regrets|summary|change|perceived|extractor)\b", last), last
+    assert "**show)" in after[-1]
+
+
+def test_several_questions_about_one_picture_are_one_fact(tmp_path):
+    exam = scene_exam(benchmark("scenes", count=40))
+    n = len({i.pictures[0].hash for i in exam.items})
+    assert n < 40 and f"Intervals draw {n} pictures, each with all its questions." in exam.card and len(set(clusters(exam.items))) == n
+    hidden = [blind(exam, how) for how in ("grey", "shuffled", "none")]
+    assert all(clusters(h.items) == clusters(exam.items) for h in hidden) # still about their own scenes
+    bad = {p for k, p in enumerate(dict.fromkeys(i.pictures[0].hash for i in exam.items)) if k % 2}
+    says = lambda item: "no idea" if item.pictures[0].hash in bad else item.said # fails for whole pictures
+    turn = {i.prompt + i.pictures[0].hash: says(i) for i in exam.items}
+    s = score(exam, collect(exam, Fails(turn), tmp_path/"r.jsonl"))
+    drawn, naive = s.measures[0].estimate(), bootstrap([x["score"] for _, x in s.pairs])
+    assert drawn.n == 40 and drawn.value == naive.value and drawn.high - drawn.low > naive.high - naive.low
+
+
+class Fails:
+    name, mode = "fails", "direct"
+    def __init__(self, turn): self.turn = turn
+    def config(self): return {}
+    def ask(self, items, seeds): return [Answered(self.turn[i.prompt + i.pictures[0].hash]) for i in items]
 
 
 def test_what_rules_and_judge_read_differently(tmp_path):

@@ -1,13 +1,13 @@
 "Statistics against cases computed by hand, evaluations that are killed, and input that is not what it should be."
-import json, shutil
+import itertools, json, math, shutil, time
 
 import numpy as np
 import pytest
 
-from cooper.core import NotBuilt, read_jsonl, resolve, write_jsonl
+from cooper.core import NotBuilt, read_jsonl, resolve, seed_for, write_jsonl
 from cooper.reason.hosted import weights_hash
 from cooper.measure.benchmarks import (_perceived, LATER, Case, Estimate, Perception, benchmark, bootstrap, compare, evaluate, grid,
-                                       mean_maps, perception, resized_depth, resized_labels, save_tables, segmented, summarise, summarise_perception)
+                                       mean_maps, perception, resized_depth, resized_labels, save_tables, segmented, summarise, summarise_perception, swap_test)
 from cooper.model.modalities import MODALITIES, DepthMap, Modality, SegmentMap
 from cooper.perceive.data import read_amg
 from cooper.perceive.metrics import METRICS
@@ -46,6 +46,34 @@ def test_bootstrap_is_seeded_and_leaves_global_state_alone():
     values = np.arange(20) / 19
     assert bootstrap(values, seed=3) == bootstrap(values, seed=3) != bootstrap(values, seed=4)
     assert (np.random.get_state()[1] == before).all()
+
+
+def test_questions_about_one_picture_are_drawn_together():
+    rng = np.random.default_rng(1)
+    values, pictures = rng.random(24) < .5, rng.integers(0, 8, 24)
+    by_hand = np.random.default_rng(seed_for("bootstrap", 0, 8, 2000)).integers(0, 8, (2000, 8))
+    places = [np.flatnonzero(pictures == p) for p in dict.fromkeys(pictures.tolist())]
+    means = [np.concatenate([values[places[k]] for k in pick]).mean() for pick in by_hand]
+    e = bootstrap(values, clusters=pictures.tolist())
+    assert (e.low, e.high) == pytest.approx(tuple(np.quantile(means, [.025, .975]))) and e.n == 24 and e.value == values.mean()
+    same = bootstrap(values, lambda v: v.mean(), resamples=2000, clusters=pictures.tolist())
+    assert (same.low, same.high) == pytest.approx((e.low, e.high)) # a mean, and a statistic that is one
+    with pytest.raises(ValueError, match="3 labels for 24 values"): bootstrap(values, clusters="abc")
+
+
+def test_exchanged_answers_against_all_exchanges_and_the_sign_test():
+    for wins, losses in ((8, 2), (5, 0), (3, 3), (0, 1), (40, 25)):
+        n, k = wins + losses, min(wins, losses)
+        sign = min(1., 2*sum(math.comb(n, i) for i in range(k + 1))/2**n)
+        assert swap_test([1.]*wins + [-1.]*losses + [0.]*7) == pytest.approx(sign)
+    rng = np.random.default_rng(2)
+    for _ in range(20):
+        change, labels = rng.integers(-10, 11, 12)/10, rng.integers(0, 6, 12).tolist()
+        sums = np.array([change[np.array(labels) == l].sum() for l in set(labels)])
+        ways = [abs(sum(s*x for s, x in zip(signs, sums))) >= abs(sums.sum()) - 1e-9 for signs in itertools.product((1, -1), repeat=len(sums))]
+        assert swap_test(change, labels) == pytest.approx(np.mean(ways))
+    start = time.perf_counter()
+    assert 0 <= swap_test(rng.integers(-10, 11, 3000)/10) <= 1 and time.perf_counter() - start < 20 # a whole benchmark of mean relative accuracies
 
 
 def test_a_statistic_of_matrices_is_resampled_by_picture():

@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from cooper.core import NotBuilt
-from cooper.measure.benchmarks import benchmark
+from cooper.measure.benchmarks import benchmark, swap_test
 from cooper.measure.protocols import OWNERS, circular, open_exam, read_item, scene_exam, scores, tagged_length
-from cooper.measure.records import CooperAnswers, HostedAnswers, Plain, append, collect, details, pass_at_k, paired, passes, read_records, results, score, sign_test
+from cooper.measure.records import CooperAnswers, HostedAnswers, Plain, append, collect, details, pass_at_k, paired, passes, read_records, results, score
 from cooper.measure.robustness import blind
 from cooper.reason.answers import Reading
 from house import ROOT
@@ -71,6 +71,15 @@ def test_a_file_with_every_quirk(tmp_path):
     (mcq(A="", answer="B"), r":2: 'A' is missing; expected an option"), (mcq(image=base64.b64encode(b"x"*200).decode()), r":2: 'image' is .* expected base64 of a picture")])
 def test_bad_cells_name_their_place(row, message, tmp_path):
     with pytest.raises(ValueError, match=message): open_exam("mcq", tsv(tmp_path/"bad.tsv", [row]))
+
+
+def test_more_quirks_of_pictures(tmp_path):
+    wrapped = "\n".join(b64()[k:k + 76] for k in range(0, len(b64()), 76))
+    (tmp_path/"a, b.png").write_bytes(png("blue"))
+    rows = [mcq(index=5), mcq(index=6, image='["5", "7"]'), mcq(index=7, image=b64("blue")), mcq(index=8, image="6"), mcq(index=9, image=wrapped), mcq(index=10, image=b64("blue").rstrip("=")), mcq(index=11, image="", image_path="a, b.png")]
+    red, both, blue, again, lines, bare, comma = (tuple(p.hash for p in i.pictures) for i in open_exam("mcq", tsv(tmp_path/"more.tsv", rows)).items)
+    assert both == again == red + blue and lines == red and bare == comma == blue
+    with pytest.raises(ValueError, match=r":2: 'image' is .*only point to each other"): open_exam("mcq", tsv(tmp_path/"round.tsv", [mcq(index=5, image='["6", "6"]'), mcq(index=6, image="5")]))
 
 
 def test_bad_files_name_what_is_wrong(tmp_path):
@@ -291,7 +300,8 @@ def test_tables_refuse_what_cannot_be_compared_and_count_by_hand(tmp_path):
     row = results([a, b]).rows[1]
     assert row["score"].value == .5 and row["valid"] == .5 and row["rule"] == 20 and row["unjudged"] == 0
     change = paired(b, a).rows[-1]
-    assert (change["better"], change["worse"], change["difference"].value) == (10, 0, .5) and change["p"] == pytest.approx(2/1024)
+    pictures = len({i.pictures[0].hash for i in exam.items[1::2]}) # of the ten questions that changed: whole pictures are exchanged
+    assert (change["better"], change["worse"], change["difference"].value) == (10, 0, .5) and change["p"] == pytest.approx(2/2**pictures) and pictures < 10
     assert details(a).rows[0]["n"] == 20 and [r["score1"].value for r in details(a, b).rows][0] == .5
     with pytest.raises(ValueError, match="different protocols"): results([a, score(exam, b.rows, rules="published")])
     with pytest.raises(ValueError, match="different protocols"): paired(a, score(exam, b.rows, rules="published"))
@@ -299,10 +309,10 @@ def test_tables_refuse_what_cannot_be_compared_and_count_by_hand(tmp_path):
     with pytest.raises(ValueError, match="belongs to scenes"): score(scene_exam(benchmark("scenes", count=10)), a.rows)
 
 
-def test_pass_at_k_and_sign_test_by_hand(tmp_path):
+def test_pass_at_k_and_swap_test_by_hand(tmp_path):
     assert pass_at_k(5, 2, 2) == pytest.approx(1 - 3/10) and pass_at_k(3, 0, 3) == 0. and pass_at_k(3, 1, 3) == 1.
     with pytest.raises(ValueError, match="pass@4 of 3"): pass_at_k(3, 1, 4)
-    assert sign_test(8, 2) == pytest.approx(2*(1 + 10 + 45)/1024) and sign_test(0, 0) == 1.
+    assert swap_test([1]*8 + [-1]*2) == pytest.approx(2*(1 + 10 + 45)/1024) and swap_test([]) == 1.
     exam = scene_exam(benchmark("scenes", count=5)); turn = []
     s = score(exam, collect(exam, Plain("a", lambda p, q, x: next(i for i in exam.items if i.prompt == q).said if turn.append(1) or len(turn) % 2 else "?"), tmp_path/"r.jsonl", samples=2))
     assert [r["score"].value for r in passes(s).rows] == [.5, 1.] and passes(s).rows[1]["chance"] > passes(s).rows[0]["chance"]

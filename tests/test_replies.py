@@ -222,3 +222,17 @@ def test_signs_of_options_stay(reply, options, expected): assert read(reply, "le
 
 @pytest.mark.parametrize("reply", ["Count -> 3", "Answer => 3", "<b>3</b>", "<count>3</count>", "The answer is <3>"])
 def test_arrows_and_tags_are_no_bounds(reply): assert read(reply, "number").value == "3"
+
+
+# A third round of unseen replies: an answer that is taken back is none, whichever comes first; tokens, languages and units around it.
+
+@pytest.mark.parametrize("reply,sort,expected", [
+    ("B. Actually, A.", "letter", AMBIGUOUS), ("It is the red cube. No, the blue ball.", "letter", AMBIGUOUS), ("A. red cube is incorrect. B. blue ball is correct.", "letter", AMBIGUOUS), ("Red cube. Or blue ball.", "letter", AMBIGUOUS),
+    ("(A). Hmm, (B).", "letter", AMBIGUOUS), ("A. B.", "letter", AMBIGUOUS), ("A; B", "letter", AMBIGUOUS), ("The red cube is closer. However, the blue ball is nearest.", "letter", AMBIGUOUS), ("B. blue ball is not the answer.", "letter", AMBIGUOUS),
+    ("A. is wrong", "letter", AMBIGUOUS), ("Wrong answer: A", "letter", NONE), ("The wrong answer is A.", "letter", AMBIGUOUS), ("I would rule out A. I would rule out C.", "letter", AMBIGUOUS), ("The answer is in the image.", "letter", NONE),
+    ("B. The red cube is farther away.", "letter", "B"), ("B. A is incorrect, since it is far.", "letter", "B"), ("The blue ball. It hides the red cube.", "letter", "B"), ("The image is dark and does not show much, but my best guess is B.", "letter", "B"),
+    ("<|im_start|>assistant\nB<|im_end|>", "letter", "B"), ("B</s>", "letter", "B"), ("答え：B", "letter", "B"), ("La respuesta es B.", "letter", "B"), ("[[B]]", "letter", "B"), ("{'answer': 'B'}", "letter", "B"), ("> B", "letter", "B"),
+    ("It is 2.5 m. Actually, it is 3 m.", "number", AMBIGUOUS), ("There are 2. Hmm, I missed one, so 3.", "number", AMBIGUOUS), ("2 m. Or maybe 3 m.", "number", AMBIGUOUS), ("2; 3", "number", AMBIGUOUS), ("There are 2 cubes. There are 3 balls.", "number", AMBIGUOUS),
+    ("The distance is 2.5 m, i.e. 250 cm.", "number", "2.5 m"), ("3 million", "number", "3000000"), ("3 m/s", "number", AMBIGUOUS), ("2024-01-02", "number", AMBIGUOUS), ("Step 1: count. Step 2: 3", "number", "3"), ("3 more chairs", "number", "3"), ("5ft4in", "number", "1.6256 m"),
+    ("It's not false", "yes_no", NONE), ("Yes. No.", "yes_no", AMBIGUOUS), ("Yes. Actually no.", "yes_no", AMBIGUOUS), ("Yes. The ball stands on the left.", "yes_no", "yes"), ("No. It hides behind the wall.", "yes_no", "no")])
+def test_what_is_taken_back_is_not_taken(reply, sort, expected): check(read(reply, sort, OPEN if sort == "letter" else ()), expected)

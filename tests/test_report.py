@@ -127,6 +127,25 @@ def test_widgets_need_a_kernel_and_stay_out(tmp_path):
     assert "questions: 10%" not in whole and "first state" in whole and "widget-view" not in whole
 
 
+def test_a_curve_that_was_shown_while_it_grew_is_shown_once(tmp_path):
+    done = new_output("execute_result", PNG.data)
+    other = new_output("display_data", {"image/png": base64.b64encode(png_bytes(Image.new("RGB", (8, 8), "blue"))).decode()})
+    notebook(tmp_path, "one", new_code_cell("fit()", outputs=[PNG, done]), new_code_cell("curves", outputs=[done, other], metadata={"tags": ["front"]}))
+    whole = build_report(tmp_path).read_text(encoding="utf-8")
+    front, rest = whole.split("<section class='notebook'")
+    assert front.count("data:image/png") == 2 and rest.count("data:image/png") == 2 and rest.index("fit") < rest.index("data:image/png")
+
+
+def test_cards_of_traces_show_a_map_once_and_no_box(tmp_path, measured):
+    bench = measured[1]
+    trace = Cooper().ask(bench.picture(bench.questions[0]), "How many?")
+    card = trace._repr_html_()
+    assert card.count("<img") == 3 and "\\boxed{" in card # picture, drawing and what is read from it; its own words
+    notebook(tmp_path, "one", text(card + "<p>It wrote \\boxed{3}.</p>"))
+    whole = build_report(tmp_path).read_text(encoding="utf-8")
+    assert whole.count("data:image/png") == 2 and whole.count("boxed") == 1 and re.search(rf"pre-wrap.>{trace.answer}</div>", whole)
+
+
 def test_glance_reads_the_newest_results(tmp_path, measured):
     assert glance(tmp_path) == ""
     save_tables(tmp_path / "eval", answers=summarise(measured[2]), drawings=measured[3].table)

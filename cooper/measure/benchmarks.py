@@ -4,7 +4,7 @@
 
 # %% ../../nbs/41_benchmarks.ipynb #2d68ce47
 from __future__ import annotations
-import html, json, re, time
+import html, json, math, re, time
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 import numpy as np
@@ -21,9 +21,10 @@ from ..reason.data import KINDS, Question, place, questions
 from ..reason.hosted import weights_hash
 
 # %% auto #0
-__all__ = ['FILES', 'MAPS', 'LATER', 'Estimate', 'bootstrap', 'Table', 'Benchmark', 'scene_questions', 'benchmark', 'traces',
-           'record', 'evaluate', 'summarise', 'grid', 'compare', 'resized_depth', 'resized_labels', 'Case', 'read_case',
-           'mean_maps', 'Perception', 'perception', 'segmented', 'summarise_perception', 'save_tables']
+__all__ = ['P_HEADS', 'P_NOTE', 'FILES', 'MAPS', 'LATER', 'Estimate', 'bootstrap', 'swap_test', 'holm', 'difference', 'corrected',
+           'Table', 'Benchmark', 'scene_questions', 'benchmark', 'traces', 'record', 'evaluate', 'summarise', 'grid',
+           'compare', 'resized_depth', 'resized_labels', 'Case', 'read_case', 'mean_maps', 'Perception', 'perception',
+           'segmented', 'summarise_perception', 'plain_tables', 'save_tables']
 
 # %% ../../nbs/41_benchmarks.ipynb #4f4febf7
 @dataclass(frozen=True, repr=False)
@@ -43,23 +44,82 @@ class Estimate:
         return f"{self._show(self.value)}{unit} [{self._show(self.low)}, {self._show(self.high)}]"
 
 # %% ../../nbs/41_benchmarks.ipynb #f844dea3
+def _members(n, clusters) -> list: # of arrays of places, one for each cluster
+    if clusters is None: return [np.array([k]) for k in range(n)]
+    if len(clusters) != n: raise ValueError(f"clusters: {len(clusters)} labels for {n} values; expected one for each")
+    found = {}
+    for k, label in enumerate(clusters): found.setdefault(label, []).append(k)
+    return [np.array(places) for places in found.values()]
+
+def _mean_of(values, members, picks): # of the values of the clusters that were picked, for each row of picks
+    if len(members) == len(values): return values[picks].mean(1)
+    sums, sizes = np.array([values[m].sum(0) for m in members]), np.array([len(m) for m in members])
+    return (sums[picks].sum(1).T/sizes[picks].sum(1)).T
+
+# %% ../../nbs/41_benchmarks.ipynb #25e3c59f
 def bootstrap(
     values, # (n, ...) one entry per question or picture
     statistic=None, # of a resampled (n, ...) array; the mean if None
     seed: int = 0, resamples: int = 2000, unit: str = "%",
+    clusters=None, # a label for each entry: entries of one label (questions about one picture) are drawn together; each by itself if None
 ) -> Estimate:
     "A statistic with its 95 % percentile bootstrap interval. The same values and seed give the same interval."
     values = np.asarray(values, float)
     if not len(values): raise ValueError("bootstrap: there are no values; expected at least one")
-    rng = np.random.default_rng(seed_for("bootstrap", seed, len(values), resamples))
-    picks = rng.integers(0, len(values), (resamples, len(values)))
-    drawn = values[picks].mean(1) if statistic is None else np.array([statistic(values[p]) for p in picks])
+    members = _members(len(values), clusters)
+    rng = np.random.default_rng(seed_for("bootstrap", seed, len(members), resamples))
+    picks = rng.integers(0, len(members), (resamples, len(members)))
+    drawn = _mean_of(values, members, picks) if statistic is None else np.array([statistic(values[np.concatenate([members[m] for m in p])]) for p in picks])
     value = float(values.mean() if statistic is None else statistic(values))
     if not np.isfinite(drawn).any(): return Estimate(value, np.nan, np.nan, len(values), unit)
     low, high = np.quantile(drawn[np.isfinite(drawn)], [.025, .975])
     return Estimate(value, float(low), float(high), len(values), unit)
 
-# %% ../../nbs/41_benchmarks.ipynb #3c5f7812
+# %% ../../nbs/41_benchmarks.ipynb #1f243d8a
+def _exchanged(steps): # probability of each sum of those steps that keep their sign, for coins
+    chances = np.ones(1)
+    for step, count in sorted((int(s), int((steps == s).sum())) for s in np.unique(steps)):
+        out, ways = np.zeros(len(chances) + step*count), 1
+        for k in range(count + 1):
+            out[step*k:step*k + len(chances)] += ways/2**count*chances
+            ways = ways*(count - k)//(k + 1)
+        chances = out
+    return chances
+
+def swap_test(
+    changes, # a difference for each question, counted to a thousandth
+    clusters=None, # see `bootstrap`
+) -> float:
+    "Two-sided probability of a sum at least this far from 0, if each cluster's differences might as well have the other sign; exact."
+    changes = np.asarray(changes, float)
+    sums = np.array([round(1000*changes[m].sum()) for m in _members(len(changes), clusters)], int)
+    unit = np.gcd.reduce(sums) if sums.any() else 1
+    far, chances = abs(sums.sum())//unit, _exchanged(abs(sums[sums != 0])//unit)
+    return min(1., float(2*chances[:(len(chances) - 1 - far)//2 + 1].sum()))
+
+# %% ../../nbs/41_benchmarks.ipynb #e2eb5f7f
+def holm(ps: list) -> list:
+    "Probabilities corrected for their number, in the same order."
+    order, worst, out = sorted(range(len(ps)), key=lambda k: ps[k]), 0., [0.]*len(ps)
+    for rank, k in enumerate(order): worst = max(worst, min(1., (len(ps) - rank)*ps[k])); out[k] = worst
+    return out
+
+def difference(before, after, clusters=None, seed: int = 0) -> dict: # cells of a table
+    "What changed from one score to another on the same questions: n, difference with its interval, better, worse and p."
+    change = np.subtract(after, before)
+    return dict(n=len(change), difference=bootstrap(change, seed=seed, unit="points", clusters=clusters) if len(change) else None,
+                better=int((change > 0).sum()), worse=int((change < 0).sum()), p=swap_test(change, clusters) if len(change) else None)
+
+def corrected(rows: list) -> list: # the same rows
+    "Adds `holm` to every row that has a `p`."
+    tested = [r for r in rows if r.get("p") is not None]
+    for r, p in zip(tested, holm([r["p"] for r in tested])): r["holm"] = p
+    return rows
+
+P_HEADS = dict(p="p (exchanged)", holm="p (Holm)")
+P_NOTE = "p: how often exchanging the two answers by a coin, a picture at a time, makes so large a difference; Holm: corrected for all rows."
+
+# %% ../../nbs/41_benchmarks.ipynb #b9284c8d
 def _cell(value) -> str:
     "A value as a person writes it; a share is a float from 0 to 1 whose column says so."
     if value is None: return "–"
@@ -82,7 +142,7 @@ class Table:
         return [r for r in self.rows if all(r.get(k) == v for k, v in fields.items())]
     def column(self, key) -> list: return [r.get(key) for r in self.rows]
 
-# %% ../../nbs/41_benchmarks.ipynb #9c28ed96
+# %% ../../nbs/41_benchmarks.ipynb #43472724
 def _left(text): # words stand left, numbers right
     return text != "–" and not re.fullmatch(r"[+-]?[\d.,]+( %| m)?( \[.*\])?", text)
 
@@ -100,7 +160,7 @@ def _repr_html_(self: Table):
     head = "".join(f"<th style='text-align:left;padding:.25em .8em'>{html.escape(h)}</th>" for h in self.columns.values())
     return f"<table style='border-collapse:collapse'>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
 
-# %% ../../nbs/41_benchmarks.ipynb #76ad808d
+# %% ../../nbs/41_benchmarks.ipynb #629d83d3
 @patch
 def to_markdown(self: Table) -> str:
     "A table for a README."
@@ -111,10 +171,13 @@ def to_markdown(self: Table) -> str:
 @patch
 def to_dict(self: Table) -> dict:
     "Plain numbers, JSON-ready; an estimate becomes its value, low, high, n and unit."
-    plain = lambda v: asdict(v) if isinstance(v, Estimate) else v.item() if isinstance(v, np.generic) else v
+    def plain(v):
+        if isinstance(v, Estimate): return {k: plain(x) for k, x in asdict(v).items()}
+        v = v.item() if isinstance(v, np.generic) else v
+        return None if isinstance(v, float) and not math.isfinite(v) else v # JSON has no NaN
     return dict(title=self.title, note=self.note, columns=self.columns, rows=[{k: plain(v) for k, v in r.items()} for r in self.rows])
 
-# %% ../../nbs/41_benchmarks.ipynb #f292fbf2
+# %% ../../nbs/41_benchmarks.ipynb #f0a0d835
 @dataclass(frozen=True, eq=False)
 class Benchmark:
     "Questions and the folder that holds their pictures."
@@ -127,7 +190,7 @@ class Benchmark:
         return self.folder / (q["image"] if isinstance(q, dict) else q.image)
     def __repr__(self): return f"Benchmark({self.name}: {len(self)} questions about {len({q.image for q in self.questions})} pictures)"
 
-# %% ../../nbs/41_benchmarks.ipynb #f3d94165
+# %% ../../nbs/41_benchmarks.ipynb #2fc3a505
 def _spread(piles: list) -> list:
     "One of each pile, then a second of each, and so on."
     return [q for turn in zip_longest(*piles) for q in turn if q is not None]
@@ -140,7 +203,7 @@ def _common(found) -> str | None: # the most common answer; the first in the alp
     places = [place(q) for q in found]
     return max(sorted(set(places)), key=places.count, default=None)
 
-# %% ../../nbs/41_benchmarks.ipynb #869518eb
+# %% ../../nbs/41_benchmarks.ipynb #3cf5b513
 def scene_questions(
     folder="data/scenes/test", # of one split of rendered scenes
     count: int = 60, # questions, all kinds together
@@ -159,7 +222,7 @@ def scene_questions(
                          "ask for fewer, or render more scenes")
     return Benchmark("scenes", folder, tuple(_spread([found[k][:n] for k, n in shares.items()])), {k: _common(qs) for k, qs in found.items()})
 
-# %% ../../nbs/41_benchmarks.ipynb #6acc995f
+# %% ../../nbs/41_benchmarks.ipynb #72fe30d2
 FILES = ("sibench", "cv-bench", "blink", "mmvp", "mmbench", "3dsrbench", "q-spatial", "vsr", "sat", "vsi-bench", "clevr-cogent", "superclevr", "pixmo-count", "mm-vet")
 MAPS = ("nyu", "kitti", "vkitti", "ade20k") # depth and segments, not questions
 LATER = (*MAPS, "spar-bench", "spatialviz", "vlmevalkit", "lmms-eval")
@@ -175,7 +238,7 @@ def benchmark(
     if name.lower() in FILES: raise ValueError(f"benchmark '{name.lower()}' comes as a file of its owner; read it with cooper.measure.protocols.open_exam('{name.lower()}', file)")
     raise ValueError(f"benchmark {name!r} is unknown; expected 'scenes' (from files, by open_exam: {', '.join(FILES)}; later: {', '.join(LATER)})")
 
-# %% ../../nbs/41_benchmarks.ipynb #2fc3a505
+# %% ../../nbs/41_benchmarks.ipynb #60a76f28
 def traces(
     cooper, # what `cooper.load` gives
     bench: Benchmark,
@@ -188,7 +251,7 @@ def traces(
     engine, get = cooper.engine(**options), (lambda q, k: q[k] if isinstance(q, dict) else getattr(q, k))
     return engine.run([engine.request(bench.picture(q), get(q, "question"), mode, (seed, mode, get(q, "data_id"))) for q in asked])
 
-# %% ../../nbs/41_benchmarks.ipynb #d21f116b
+# %% ../../nbs/41_benchmarks.ipynb #ba719c06
 def record(trace: Trace, q: Question, bench: Benchmark, checkpoint: str = "", seconds: float | None = None) -> dict:
     "One row of results, JSON-ready. `constant`: would the constant guesser be right? `seconds`: the share of one question in the time of its batch."
     words = "\n".join(s.text if s.kind == "write" else f"[draws {s.modality}]" for s in trace.steps)
@@ -198,7 +261,7 @@ def record(trace: Trace, q: Question, bench: Benchmark, checkpoint: str = "", se
         calls=len(trace.drawn), drawn=list(trace.drawn), tokens=trace.tokens, text=words,
         seconds=round(trace.seconds if seconds is None else seconds, 3))
 
-# %% ../../nbs/41_benchmarks.ipynb #72fe30d2
+# %% ../../nbs/41_benchmarks.ipynb #44b57660
 def _stamps(cooper, seed, options): # -> function of a picture file (and a question) that gives its stamp
     kept = {k: v for k, v in options.items() if k != "batch_size"} # the batch changes nothing
     settings = json.dumps([cooper.processor.protocol, kept], default=str)
@@ -214,7 +277,7 @@ def _known(out, key, stamps) -> tuple: # {key: row} of an earlier run of the sam
     mine = lambda r: key(r) in stamps and r.get("stamp") == stamps[key(r)]
     return {key(r): r for r in rows if mine(r)}, [r for r in rows if not mine(r)]
 
-# %% ../../nbs/41_benchmarks.ipynb #ea5a3b13
+# %% ../../nbs/41_benchmarks.ipynb #335c10da
 def evaluate(
     cooper, # what `cooper.load` gives
     bench: Benchmark,
@@ -241,13 +304,16 @@ def evaluate(
     bar.close()
     return [known[q.data_id, m] | dict(checkpoint=checkpoint) for m in modes for q in bench.questions]
 
-# %% ../../nbs/41_benchmarks.ipynb #19a0f4f6
+# %% ../../nbs/41_benchmarks.ipynb #b0a4492d
+def _shown(rows) -> list: # the picture of each record
+    return [r.get("image", r["data_id"]) for r in rows]
+
 def _line(rows, seed) -> dict:
     mean = lambda key: float(np.mean([r[key] for r in rows]))
-    return dict(n=len(rows), accuracy=bootstrap([r["correct"] for r in rows], seed=seed), chance=mean("chance"), constant=mean("constant"),
+    return dict(n=len(rows), accuracy=bootstrap([r["correct"] for r in rows], seed=seed, clusters=_shown(rows)), chance=mean("chance"), constant=mean("constant"),
                 valid=mean("valid"), calls=mean("calls"), tokens=mean("tokens"), seconds=mean("seconds"))
 
-# %% ../../nbs/41_benchmarks.ipynb #b56e549e
+# %% ../../nbs/41_benchmarks.ipynb #988175eb
 _HEADS = dict(checkpoint="checkpoint", mode="mode", kind="kind", n="n", accuracy="accuracy [95 %]", chance="uniform %", constant="constant %",
               valid="valid format %", calls="drawings", tokens="tokens", seconds="seconds")
 
@@ -261,7 +327,7 @@ def _groups(records):
             for k in kinds: yield c, m, k, [r for r in rows if r["kind"] == k]
             if rows: yield c, m, "all", rows
 
-# %% ../../nbs/41_benchmarks.ipynb #ba719c06
+# %% ../../nbs/41_benchmarks.ipynb #032d6030
 def summarise(
     records: list, # of `evaluate`; several checkpoints may be put together
     seed: int = 0, # of the bootstrap
@@ -273,7 +339,7 @@ def summarise(
     return Table(rows, columns, "Answers", "Uniform: a guess among the choices. Constant: always the most common answer of the kind. "
                  "Drawings, tokens and seconds are per question.")
 
-# %% ../../nbs/41_benchmarks.ipynb #e505489c
+# %% ../../nbs/41_benchmarks.ipynb #9becaf16
 def grid(
     summary: Table, # of `summarise`
     checkpoint: str | None = None, # the last one if None
@@ -292,7 +358,7 @@ def grid(
     columns = dict(kind="kind", n="n", guess="best guess %") | {m: m for m in modes}
     return Table(rows, columns, f"Accuracy {checkpoint}".strip(), "Best guess: the better of uniform and constant guessing.")
 
-# %% ../../nbs/41_benchmarks.ipynb #78cfe4b6
+# %% ../../nbs/41_benchmarks.ipynb #371495d6
 def _paired(before, after):
     key = lambda r: (r["data_id"], r["mode"])
     old = {key(r): r for r in before}
@@ -300,7 +366,7 @@ def _paired(before, after):
     if not pairs: raise ValueError("compare: the two evaluations share no question in the same mode")
     return pairs
 
-# %% ../../nbs/41_benchmarks.ipynb #28f5e46b
+# %% ../../nbs/41_benchmarks.ipynb #bca27b34
 def compare(
     before: list, # records of one checkpoint
     after: list, # records of another, on the same questions
@@ -309,15 +375,15 @@ def compare(
     "What changed, question by question, per mode and kind: difference in points with its 95 % interval."
     pairs, rows = _paired(before, after), []
     for _, mode, kind, new in _groups([b | dict(checkpoint="", was=a["correct"]) for a, b in pairs]):
-        change = [float(r["correct"]) - r["was"] for r in new]
         before, after = (float(np.mean([r[key] for r in new])) for key in ("was", "correct"))
+        moved = difference([float(r["was"]) for r in new], [float(r["correct"]) for r in new], _shown(new), seed)
         rows.append(dict(mode=mode, kind=kind, n=len(new), before=before, after=after,
-            difference=bootstrap(change, seed=seed, unit="points"), gained=sum(c > 0 for c in change), lost=sum(c < 0 for c in change)))
+            difference=moved["difference"], gained=moved["better"], lost=moved["worse"]))
     columns = {k: k for k in ("mode", "kind", "n", "before", "after", "difference", "gained", "lost")}
     return Table(rows, columns | dict(before="before %", after="after %", difference="difference [95 %]"), "Before and after",
         "Difference in percentage points on the same questions; gained: wrong before and right after. An interval that holds 0 shows no sure change.")
 
-# %% ../../nbs/41_benchmarks.ipynb #2fed2173
+# %% ../../nbs/41_benchmarks.ipynb #4baccdd2
 def resized_depth(metres: np.ndarray, shape: tuple) -> np.ndarray:
     "Depth at another size, bilinear."
     if metres.shape == tuple(shape): return metres
@@ -328,7 +394,7 @@ def resized_labels(labels: np.ndarray, shape: tuple) -> np.ndarray:
     if labels.shape == tuple(shape): return labels
     return np.asarray(Image.fromarray(labels.astype(np.uint8)).resize(shape[::-1], Image.NEAREST)).astype(labels.dtype)
 
-# %% ../../nbs/41_benchmarks.ipynb #10fd76d9
+# %% ../../nbs/41_benchmarks.ipynb #f20afb22
 class Case:
     "A scene's truth beside a model's drawings of it, both by modality: `truth` and `drawn`."
     def __init__(self,
@@ -356,7 +422,7 @@ class Case:
         "Drawn less true depth: positive where the drawing is too far away."
         return self.depth_on_truth - self.depth
 
-# %% ../../nbs/41_benchmarks.ipynb #e0b500e0
+# %% ../../nbs/41_benchmarks.ipynb #3ccdd4a0
 def read_case(row: AmgRow) -> Case:
     "The truth of one row of `read_amg`; nothing drawn yet."
     return Case(row.data_id, row.picture(), load_depth_png(row.depth), load_classes(row.seg, CLASSES))
@@ -368,7 +434,7 @@ def labels_on_truth(self: Case) -> np.ndarray: # (H, W) indices into `classes`
     if strange: raise ValueError(f"the checkpoint draws the classes {', '.join(strange)}; the scenes have {', '.join(self.classes)}")
     return np.array([self.classes.index(n) for n in self.drawn_labels.classes])[resized_labels(self.drawn_labels.labels, self.labels.shape)]
 
-# %% ../../nbs/41_benchmarks.ipynb #bca27b34
+# %% ../../nbs/41_benchmarks.ipynb #d7fdd255
 def _compared(case, name) -> tuple: # what the metric of a modality is given
     measure = modality(name).metric
     if measure == "segmentation": return case.labels_on_truth, case.labels, case.classes
@@ -390,7 +456,7 @@ def confusion(self: Case) -> np.ndarray: # [classes, classes] pixels
     "True class by drawn class."
     return ConfusionMatrix(self.classes).add(self.labels_on_truth, self.labels).counts
 
-# %% ../../nbs/41_benchmarks.ipynb #b24601b5
+# %% ../../nbs/41_benchmarks.ipynb #482eb13c
 def mean_maps(depths: list, train: list | None = None) -> list: # (H, W) metres for each of `depths`
     "What a blind model would draw of each scene: the mean of `train`, else the mean of the others."
     if train: return [mean_depth_baseline(train)] * len(depths)
@@ -398,7 +464,7 @@ def mean_maps(depths: list, train: list | None = None) -> list: # (H, W) metres 
     total = np.sum(depths, axis=0, dtype=np.float64)
     return [(total - d) / (len(depths) - 1) for d in depths]
 
-# %% ../../nbs/41_benchmarks.ipynb #3ccdd4a0
+# %% ../../nbs/41_benchmarks.ipynb #9b1eb2ed
 @dataclass(eq=False)
 class Perception:
     "Drawings of some scenes and what they are worth."
@@ -421,7 +487,7 @@ def _perceived(case, blind) -> dict:
         if modality(name).metric == "depth": row["aligned"] = case.drawn[name].unit != "m"
     return row
 
-# %% ../../nbs/41_benchmarks.ipynb #9081b0af
+# %% ../../nbs/41_benchmarks.ipynb #7902bdfe
 def _readable(cooper) -> list: # the modalities of a checkpoint whose drawings can be read as numbers
     return [m for m in cooper.processor.protocol["modalities"] if modality(m, cooper.processor.protocol).readable]
 
@@ -441,7 +507,7 @@ def _drawn(cooper, cases, known, others, out, stamps, checkpoint, seed, options)
             if out is not None: write_jsonl(out, [*others, *known.values()])
             bar.update(len(part))
 
-# %% ../../nbs/41_benchmarks.ipynb #d7fdd255
+# %% ../../nbs/41_benchmarks.ipynb #a5f66128
 def perception(
     cooper, # what `cooper.load` gives
     rows: list, # of `read_amg`: scenes with their true depth and segments
@@ -460,14 +526,14 @@ def perception(
     blind = mean_maps([c.depth for c in cases], baseline_rows and [load_depth_png(r.depth) for r in baseline_rows])
     return Perception(cases, [_perceived(c, b) for c, b in zip(cases, blind)], checkpoint, seed)
 
-# %% ../../nbs/41_benchmarks.ipynb #6622e235
+# %% ../../nbs/41_benchmarks.ipynb #b190e328
 def segmented(counts: np.ndarray, classes: list) -> dict:
     "`ConfusionMatrix.result` of pictures' counts [pictures, classes, classes], put together."
     matrix = ConfusionMatrix(classes)
     matrix.counts = np.asarray(counts).sum(0).astype(np.int64)
     return matrix.result()
 
-# %% ../../nbs/41_benchmarks.ipynb #7758b3b9
+# %% ../../nbs/41_benchmarks.ipynb #041b0e31
 _PARTS = ("scene_id", "mean_map", "aligned", "confusion", "depth") # of a row; what is left are further modalities
 _DEPTH = (("absrel", "AbsRel", ""), ("rmse", "RMSE", "m"), ("log10", "log10", ""), ("silog", "SILog", ""),
           ("delta1", "δ < 1.25", "%"), ("delta2", "δ < 1.25²", "%"), ("delta3", "δ < 1.25³", "%"))
@@ -492,7 +558,7 @@ def _other_rows(rows, seed): # any other modality: the mean of each number that 
             if isinstance(value, float):
                 yield dict(what=name, measure=f"{name} {key}", n=len(rows), drawn=bootstrap([r[name][key] for r in rows], seed=seed, unit=""))
 
-# %% ../../nbs/41_benchmarks.ipynb #a546b667
+# %% ../../nbs/41_benchmarks.ipynb #560297a8
 def summarise_perception(
     drawn: list, # of `Perception`, one for each checkpoint
     seed: int = 0, # of the bootstrap
@@ -509,9 +575,13 @@ def summarise_perception(
     columns = dict(what="", measure="measure", n="pictures") | {k: f"{k} [95 %]" for k in keys} | dict(baseline="mean map [95 %]")
     return Table(list(lines.values()), columns, "Drawings", f"Depth {how}; mean map: a model that never looks. Lower is better for AbsRel, RMSE, log10 and SILog.")
 
-# %% ../../nbs/41_benchmarks.ipynb #4223a21f
+# %% ../../nbs/41_benchmarks.ipynb #3602cff8
+def plain_tables(tables: dict) -> dict: # name -> Table, or a list of them
+    "JSON-ready."
+    return {k: [x.to_dict() for x in t] if isinstance(t, (list, tuple)) else t.to_dict() for k, t in tables.items()}
+
 def save_tables(out, **tables: Table) -> object: # path of results.json
-    "Write tables as plain numbers below `out`."
-    text = json.dumps({k: t.to_dict() for k, t in tables.items()}, indent=1)
+    "Write tables, or lists of them, as plain numbers below `out`."
+    text = json.dumps(plain_tables(tables), indent=1, allow_nan=False)
     with write_whole(resolve(out) / "results.json") as aside: aside.write_text(text, encoding="utf-8")
     return resolve(out) / "results.json"

@@ -12,22 +12,22 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from ..core import resolve, write_whole
-from .benchmarks import Case, Table, benchmark, bootstrap, read_case, save_tables
+from .benchmarks import P_NOTE, Case, Table, benchmark, bootstrap, corrected, plain_tables, read_case, save_tables
 from .extraction import VARIANTS, Extractor, disagreement
-from .protocols import Exam, circular, open_exam, read_item, scene_exam, scores
-from .records import CooperAnswers, HostedAnswers, Printed, Scored, collect, paired, protocol_card, same_protocol, score
+from .protocols import Exam, circular, clusters, open_exam, read_item, scene_exam, scores
+from .records import CooperAnswers, HostedAnswers, Printed, Scored, collect, paired, passes, protocol_card, same_protocol, score
 from .robustness import BLIND, EDITS, MAPS, OtherChoice, blind, changed, choice_regret, edited, map_help, regret, shown_maps, with_maps
 from .study import PUBLISHED as STUDY, PUBLISHED_CLEVR, PUBLISHED_SAT, PUBLISHED_VSR
 from ..model.modalities import MODES
 from ..perceive.data import read_amg
 from ..reason.answers import Reading
-from ..reason.hosted import open_model
+from ..reason.hosted import open_model, weights_hash
 
 # %% auto #0
 __all__ = ['SOURCES', 'EvalParameters', 'exam_of', 'extractor_of', 'put', 'put_cooper', 'cooper_answerer', 'put_model',
-           'model_answerer', 'missing', 'finish', 'constant_guesses', 'told', 'answers', 'for_figure', 'changes',
-           'readings', 'put_edits', 'regrets', 'Worth', 'truths', 'put_maps', 'Source', 'possible', 'beside', 'replies',
-           'true_case']
+           'model_answerer', 'Shown', 'Page', 'missing', 'finish', 'constant_guesses', 'told', 'answers', 'for_figure',
+           'changes', 'readings', 'Edits', 'put_edits', 'regrets', 'Worth', 'truths', 'put_maps', 'Source', 'possible',
+           'beside', 'replies', 'traced', 'tries', 'judged_by', 'by_scene', 'true_case']
 
 # %% ../../nbs/49_evaluation.ipynb #80b5a706
 @dataclass
@@ -150,12 +150,13 @@ def _engine(p): return dict(batch_size=p.batch_size, max_new_tokens=p.max_new_to
 
 def put_cooper(p: EvalParameters, exam: Exam, cooper, name: str, extractor=None) -> list: # of `Scored`, one for each mode
     "A checkpoint in its modes."
-    found = [put(p, exam, cooper_answerer(p, cooper, name, mode), extractor) for mode in p.modes]
+    weights = weights_hash(cooper.model) # once, for all modes
+    found = [put(p, exam, cooper_answerer(p, cooper, name, mode, weights), extractor) for mode in p.modes]
     return [s for s in found if s is not None]
 
-def cooper_answerer(p: EvalParameters, cooper, name: str, mode: str) -> CooperAnswers:
-    "A checkpoint in one mode, as these parameters have it."
-    return CooperAnswers(cooper, mode, name, resolve(p.out)/"traces" if p.keep_traces else None, **_engine(p))
+def cooper_answerer(p: EvalParameters, cooper, name: str, mode: str, weights: str = "") -> CooperAnswers: # weights: their hash, where it is known
+    "A checkpoint in one mode, as these parameters have it. Where `maps` will go on from its traces, answers without them are asked for again."
+    return CooperAnswers(cooper, mode, name, resolve(p.out)/"traces" if p.keep_traces else None, weights, bool(p.maps) and mode == "cooperate", **_engine(p))
 
 def put_model(p: EvalParameters, exam: Exam, name: str, spec: str, extractor=None) -> list: # of one `Scored`
     "Another model, hosted or local."
@@ -167,21 +168,37 @@ def model_answerer(p: EvalParameters, name: str, spec: str) -> HostedAnswers:
     return HostedAnswers(open_model(spec, resolve(p.out)/"replies", p.key, p.device), name, p.max_tokens, p.temperature)
 
 # %% ../../nbs/49_evaluation.ipynb #4d236fed
-def missing(p: EvalParameters, exam: Exam, scored: list, drawn=(), worth=()) -> list: # of clauses; [] if nothing is
-    "What an evaluation still lacks: answers, rows, drawings, answers with other maps."
+class Shown(dict): # name -> Table, or a list of them
+    "Shows tables, and keeps under its name what was shown."
+    def __call__(self, name: str, tables): # a Table, a list of them, or None where there is nothing to show
+        if name in self: raise ValueError(f"'{name}' was shown already; expected a name of its own for every table")
+        if tables is not None: self[name] = tables
+        return Page(tables) if isinstance(tables, list) else tables
+
+class Page(list): # of Tables
+    "Tables one below the other."
+    def _repr_html_(self): return "".join(t._repr_html_() for t in self)
+
+def _drew(s): return any(r["calls"] for r in s.rows if r["sample"] == 0)
+
+def missing(p: EvalParameters, exam: Exam, scored: list, drawn=(), worth=(), edits=()) -> list: # of clauses; [] if nothing is
+    "What an evaluation still lacks: answers, rows, drawings, answers with other maps and to edited questions."
     rows = len(p.named)*len(p.modes) + len(p.models)
     lacks = [f"{' '.join(s.name)}: {len(s.rows)} of {s.expected} answers" for s in scored if not s.complete]
     if len(scored) < rows: lacks.append(f"{len(scored)} of {rows} rows")
     undrawn = [name for name, _ in p.named if name not in drawn]
-    unseen = [s.name[0] for s in scored if p.maps and s.name[1] == "cooperate" and s.name[0] not in worth and any(r["calls"] for r in s.rows)]
-    return lacks + [f"answers of {name} with other maps" for name in unseen] + ([f"no drawings of {', '.join(undrawn)}: the process with share 0 makes them"] if undrawn else [])
+    unseen = [s.name[0] for s in scored if p.maps and s.name[1] == "cooperate" and s.name[0] not in worth and _drew(s)]
+    open = {t.name: t.lacks for t in edits}
+    unedited = [f"{' '.join(s.name)}, edited: {', '.join(left)}" for s in scored if p.edits and s.complete and (left := open.get(s.name, p.edits))]
+    return lacks + unedited + [f"answers of {name} with other maps" for name in unseen] + ([f"no drawings of {', '.join(undrawn)}: the process with share 0 makes them"] if undrawn else [])
 
-def finish(p: EvalParameters, exam: Exam, scored: list, drawn=(), worth=(), **tables) -> Path: # the file that was written
-    "`results.json` below `out` if nothing is missing; else `incomplete.json`, which says what is."
-    lacks, tables = missing(p, exam, scored, drawn, worth), {k: t for k, t in tables.items() if t is not None}
-    partial = resolve(p.out)/"incomplete.json"
+def finish(p: EvalParameters, exam: Exam, scored: list, drawn=(), worth=(), edits=(), /, **tables) -> Path: # the file that was written
+    "`results.json` below `out` if nothing is missing; else `incomplete.json`, which says what is. The other one goes."
+    lacks, tables = missing(p, exam, scored, drawn, worth, edits), {k: t for k, t in tables.items() if t is not None}
+    whole, partial = resolve(p.out)/"results.json", resolve(p.out)/"incomplete.json"
     if not lacks: partial.unlink(missing_ok=True); return save_tables(p.out, **tables)
-    text = json.dumps(dict(incomplete="; ".join(lacks)) | {k: t.to_dict() for k, t in tables.items()}, indent=1)
+    whole.unlink(missing_ok=True)
+    text = json.dumps(dict(incomplete="; ".join(lacks)) | plain_tables(tables), indent=1, allow_nan=False)
     with write_whole(partial) as aside: aside.write_text(text, encoding="utf-8")
     return partial
 
@@ -214,7 +231,7 @@ def _mean(rows, key): # of what is known
 
 def _line(rows, seed):
     judged = [r for r in rows if r["outcome"] != "unjudged"]
-    return dict(n=len(judged), accuracy=bootstrap([r["score"] for r in judged], seed=seed) if judged else None, chance=None if any(r["chance"] is None for r in rows) else _mean(rows, "chance"),
+    return dict(n=len(judged), accuracy=bootstrap([r["score"] for r in judged], seed=seed, clusters=clusters([r["item"] for r in judged])) if judged else None, chance=None if any(r["chance"] is None for r in rows) else _mean(rows, "chance"),
         constant=_mean(rows, "constant"), valid=sum(r["outcome"] == "value" for r in rows)/len(rows), rule=sum(r["by"] == "rule" for r in judged), model_read=sum(r["by"] != "rule" for r in judged),
         unjudged=len(rows) - len(judged), calls=_mean(rows, "calls"), tokens=_mean(rows, "tokens"), seconds=_mean(rows, "seconds"))
 
@@ -223,7 +240,8 @@ def answers(scored: list, seed: int = 0) -> Table: # of `Scored`, all of one pro
     same_protocol(scored, "answers")
     lines = []
     for s in scored:
-        rows = told(s)
+        items = {i.id: i for i in s.exam.items}
+        rows = [r | dict(item=items[r["data_id"]]) for r in told(s)]
         kinds = {k: [r for r in rows if r["kind"] == k] for k in dict.fromkeys(i.kind or "all" for i in s.exam.items)} | dict(all=rows)
         lines += [dict(checkpoint=s.name[0], mode=s.name[1], kind=k, **_line(group, seed)) for k, group in kinds.items() if group]
     columns = dict(checkpoint="model", mode="mode", kind="kind", n="n", accuracy="accuracy [95 %]", chance="uniform %", constant="constant %", valid="valid answers %", rule="judged by rule",
@@ -243,15 +261,15 @@ def for_figure(table: Table, most: int = 8) -> Table | None: # None: nothing was
 
 # %% ../../nbs/49_evaluation.ipynb #34aa78c0
 def changes(scored: list, first: str, last: str) -> Table | None: # None: no mode was asked of both
-    "What changed from one model to another, in every mode that both were asked in: differences in points, and the exact sign test."
+    "What changed from one model to another, in every mode that both were asked in: differences in points, and the exact test of exchanged answers."
     same_protocol(scored, "changes")
     of = {s.name: s for s in scored}
     judged = lambda s: {r["id"] for r in s.rows if r["scores"] is not None}
     pairs = [(of[first, m], of[last, m]) for n, m in of if n == first and (last, m) in of and judged(of[first, m]) & judged(of[last, m])] # a judge may have been away
     if not pairs or first == last: return None
     tables = [paired(a, b) for a, b in pairs]
-    rows = [dict(mode=b.name[1]) | r for (_, b), t in zip(pairs, tables) for r in t.rows]
-    return Table(rows, dict(mode="mode") | tables[0].columns, f"From {first} to {last}", f"Points on the same questions; better: worth more than before. An interval that holds 0 shows no sure change. {protocol_card(scored)}")
+    rows = corrected([dict(mode=b.name[1]) | r for (_, b), t in zip(pairs, tables) for r in t.rows])
+    return Table(rows, dict(mode="mode") | tables[0].columns, f"From {first} to {last}", f"Points on the same questions; better: worth more than before. An interval that holds 0 shows no sure change. {P_NOTE} {protocol_card(scored)}")
 
 # %% ../../nbs/49_evaluation.ipynb #f25fed18
 def readings(scored: Scored) -> Table | None: # None: nobody but the rules read
@@ -265,20 +283,28 @@ def readings(scored: Scored) -> Table | None: # None: nobody but the rules read
     return Table(table.rows, table.columns, f"{' '.join(scored.name)}: {table.title}", table.note)
 
 # %% ../../nbs/49_evaluation.ipynb #dd1d3c07
-def put_edits(p: EvalParameters, exam: Exam, base: list, make, extractor=None) -> list: # of Tables, one for each row of `base`; make: function of a mode -> answerer
+@dataclass(eq=False)
+class Edits(Table):
+    "What edits change for one row."
+    name: tuple = () # of the row: model, mode
+    lacks: list = field(default_factory=list) # edits whose answers are not all there yet
+
+def put_edits(p: EvalParameters, exam: Exam, base: list, make, extractor=None) -> list: # of `Edits`, one for each complete row of `base`; make: function of a mode -> answerer
     "What changes if the pictures are taken away, or the words are changed."
-    tables = []
-    for s in (s for s in base if p.edits and s.complete):
-        found, not_so = {}, []
-        for name in p.edits:
-            if name == "none" and s.name[1] in ("perceive", "cooperate"): not_so.append(f"none: mode {s.name[1]} needs a picture"); continue
-            try: other = blind(exam, name, p.seed) if name in BLIND else edited(exam, name)
-            except ValueError as e: not_so.append(str(e)); continue
-            after = put(p, other, make(s.name[1]), extractor)
-            if after is not None and after.complete: found[name] = after
-            else: not_so.append(f"{name}: not all answers are there yet")
-        if found: t = changed(s, found); tables.append(Table(t.rows, t.columns, t.title, t.note + (f" Left out: {'; '.join(not_so)}." if not_so else "")))
-    return tables
+    return [_edits(p, exam, s, make(s.name[1]), extractor) for s in base if p.edits and s.complete]
+
+def _edits(p, exam, s, answerer, extractor):
+    found, not_so, lacks = {}, [], []
+    for name in dict.fromkeys(p.edits):
+        if name == "none" and s.name[1] in ("perceive", "cooperate"): not_so.append(f"none: mode {s.name[1]} needs a picture"); continue
+        try: other = blind(exam, name, p.seed) if name in BLIND else edited(exam, name)
+        except ValueError as e: not_so.append(str(e)); continue
+        after = put(p, other, answerer, extractor)
+        if after is None or not after.complete: not_so.append(f"{name}: not all answers are there yet"); lacks.append(name); continue
+        try: found[name] = changed(s, {name: after})
+        except ValueError as e: not_so.append(str(e)) # nothing was judged in both
+    some = next(iter(found.values()), Table([], dict(edit="edit"), f"{exam.name}: {' '.join(s.name)}", protocol_card([s])))
+    return Edits(corrected([r for t in found.values() for r in t.rows]), some.columns, some.title, some.note + (f" Left out: {'; '.join(not_so)}." if not_so else ""), s.name, lacks)
 
 # %% ../../nbs/49_evaluation.ipynb #ea74809d
 def regrets(scored: list) -> list: # of Tables, one for each checkpoint that was asked in the modes it takes
@@ -308,22 +334,25 @@ def truths(p: EvalParameters): # function of an item -> Case, or None where nobo
 
 def put_maps(p: EvalParameters, cooper, base: Scored, extractor=None) -> Worth | None: # None: no `maps`, nothing drawn, or not all answers are there yet
     "Ask once more with other maps, and for the other choice; kept in `answers.jsonl` too."
-    cases, drew = truths(p), any(r["calls"] for r in base.rows)
+    cases = truths(p)
     maps = [m for m in MAPS if (m in p.maps or "all" in p.maps and (m != "true" or cases)) or m == "drawn"]
-    if not p.maps or not drew or not base.complete: return None
+    if not p.maps or not _drew(base) or not base.complete: return None
     out, traces = resolve(p.out)/"answers.jsonl", resolve(p.out)/"traces"
+    options = _engine(p) | dict(weights=weights_hash(cooper.model)) # once, for all maps
     found, not_so = {}, {}
     for which in maps:
-        try: found |= with_maps(cooper, base, out, (which,), cases, traces, p.seed, share=p.part, rules=p.rules, extractor=extractor, **_engine(p))
+        try: found |= with_maps(cooper, base, out, (which,), cases, traces, p.seed, share=p.part, rules=p.rules, extractor=extractor, **options)
         except ValueError as e:
             if which not in ("true", "other"): raise
             not_so[which] = str(e) # it drew what has no truth, or for one picture only
-    other = collect(base.exam, OtherChoice(cooper, base, traces=traces, **_engine(p)), out, p.seed, 1, p.batch_size, p.part)
+    other = collect(base.exam, OtherChoice(cooper, base, traces=traces, **options), out, p.seed, 1, p.batch_size, p.part)
     turned = score(base.exam, other, p.rules, extractor, p.seed, 1) if other else None
     if {*found, *not_so} != set(maps) or turned is None or not all(s.complete for s in (*found.values(), turned)): return None # another process is still at it
     help = map_help(found)
     help.note += "".join(f" Left out: {which}: {why}." for which, why in not_so.items())
-    return Worth(base, found, help, choice_regret(base, turned), shown_maps(cooper, base, found, cases, seed=p.seed))
+    try: chosen = choice_regret(base, turned)
+    except ValueError as e: chosen = Table([], dict(kind="kind"), f"{base.exam.name}: {base.name[0]}", str(e)) # nothing was judged both ways
+    return Worth(base, found, help, chosen, shown_maps(cooper, base, found, cases, seed=p.seed))
 
 # %% ../../nbs/49_evaluation.ipynb #28676a7c
 @dataclass(frozen=True)
@@ -396,6 +425,29 @@ def replies(scored: Scored, count: int = 8) -> Table:
     chosen = [p[k] for k in range(len(rows)) for p in right.values() if k < len(p)][:count]
     lines = [dict(id=r["data_id"], question=_short(r["question"], 70), reply=_short(r["reply"], 90), read=r["prediction"] or r["outcome"], by=r["by"], why=_short(r["why"], 60), truth=r["truth"], score=r["score"]) for r in chosen]
     return Table(lines, dict(id="id", question="question", reply="reply, its end", read="read as", by="by", why="why", truth="truth", score="score"), f"Answers of {' '.join(scored.name)}", scored.protocol)
+
+def traced(rows: list) -> Table: # of `told`
+    "Which answers are shown whole, and where their traces are."
+    columns = dict(data_id="id", question="question", prediction="read as", truth="truth", correct="right", calls="drawings", trace="trace")
+    return Table([{k: r[k] for k in columns} for r in rows], columns, "Shown with their traces")
+
+def tries(scored: list) -> list: # of Tables
+    "pass@k of every row of which something was judged."
+    return [passes(s) for s in scored if any(r["scores"] is not None for r in s.rows)]
+
+def judged_by(extractor: Extractor | None) -> Table | None: # None: nobody
+    "The judge, how often it was asked just now, and what went wrong."
+    if extractor is None: return None
+    line = dict(judge=extractor.label, asked=extractor.asked, failed=len(extractor.errors), errors="; ".join(list(dict.fromkeys(extractor.errors))[:3]))
+    return Table([line], dict(judge="judge", asked="asked now", failed="failed", errors="what went wrong"), "Judge", "What was read before is on record, and not asked again.")
+
+def by_scene(drawn) -> Table: # of `Perception`
+    "The numbers of every drawing."
+    def cells(row):
+        labels = dict(pixels_right=float(np.trace(row["confusion"])/np.sum(row["confusion"]))) if "confusion" in row else {}
+        return dict(scene=row["scene_id"]) | {f"{name}_{k}": v for name, m in row.items() if isinstance(m, dict) and name != "mean_map" for k, v in m.items() if isinstance(v, (int, float))} | labels
+    rows = [cells(r) for r in drawn.rows]
+    return Table(rows, {k: k.replace("_", " ") + (" %" if k == "pixels_right" else "") for k in dict.fromkeys(k for r in rows for k in r)}, f"Drawings of {drawn.checkpoint}, by scene")
 
 def true_case(p: EvalParameters, exam: Exam, data_id: str) -> Case | None: # None: nobody knows the maps of this picture
     "The true maps of the scene that a question is about."

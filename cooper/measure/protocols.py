@@ -21,8 +21,8 @@ from ..reason.answers import UNITS, Reading, choose, inline_options, letter, mea
 __all__ = ['RULES', 'SORT', 'LETTERED', 'SIBENCH', 'SIBENCH_ALL', 'SENTENCE_SOURCES', 'SENTENCES', 'MMVP_CORRECTED',
            'QSPATIAL_SYSTEM', 'QSPATIAL_PROMPT', 'VSI_NUMERIC', 'OWNERS', 'UNREAD', 'Row', 'read_rows', 'RowPicture',
            'listed', 'pictures', 'indexed', 'options_of', 'right_letter', 'Item', 'Exam', 'mcq_prompt', 'Measure',
-           'plain_mean', 'weighted', 'all_right', 'by_kind', 'tagged_length', 'read_item', 'scores', 'sibench_prompt',
-           'circular', 'open_exam', 'scene_exam']
+           'plain_mean', 'weighted', 'all_right', 'by_kind', 'clusters', 'tagged_length', 'read_item', 'scores',
+           'sibench_prompt', 'circular', 'open_exam', 'scene_exam']
 
 # %% ../../nbs/46_protocols.ipynb #2e04fe6f
 class Row(dict):
@@ -123,7 +123,8 @@ def _is_picture(data):
     except (OSError, SyntaxError): return False
 
 def _from_base64(text):
-    try: data = base64.b64decode(text.split("base64,")[-1], validate=True)
+    bare = re.sub(r"\s+", "", text.split("base64,")[-1]) # some break their lines, some leave out the padding
+    try: data = base64.b64decode(bare + "="*(-len(bare) % 4), validate=True)
     except (binascii.Error, ValueError): return None
     return data if _is_picture(data) else None
 
@@ -143,23 +144,23 @@ def _one_picture(row, value, column, root):
 # %% ../../nbs/46_protocols.ipynb #161c3d02
 _COLUMNS = ("image", "images", "image_path", "image_bytes", "rgb_image")
 
-def _cells(row, column): # members of a picture's cell
+def _cells(row, column, root): # members of a picture's cell
     value = row[column]
-    if isinstance(value, str) and column == "image_path" and not value.strip().startswith("["): return [p.strip() for p in value.split(",") if p.strip()]
+    if isinstance(value, str) and column == "image_path" and not value.strip().startswith("["):
+        if len(value) <= 255 and (root/value.strip()).is_file(): return [value.strip()] # a comma may be part of a name
+        return [p.strip() for p in value.split(",") if p.strip()]
     return listed(value) if isinstance(value, (str, list, tuple)) else [value]
 
-def pictures(row: Row, root: Path, by_id: dict) -> tuple: # of `RowPicture`
-    "The pictures of a row, in order; a cell that is another row's index means that row's pictures."
-    seen = [row]
-    while True:
-        numbered = [c for c in row if re.fullmatch(r"image_\d+", c) and row.has(c)]
-        columns = [row.first(*_COLUMNS)] if row.first(*_COLUMNS) else numbered
-        if not columns: raise seen[0].fault("image", f"a picture in one of {', '.join(_COLUMNS)} or image_1")
-        cells = [(c, v) for c in columns for v in _cells(row, c)]
-        other = by_id.get(_whole(str(cells[0][1]))) if len(cells) == 1 and isinstance(cells[0][1], (str, int)) and len(str(cells[0][1])) <= 64 else None
-        if other is None: return tuple(_one_picture(row, v, c, root) for c, v in cells)
-        if other in seen: raise seen[0].fault(columns[0], "a row that has a picture; these rows only point to each other")
-        seen.append(row := other)
+def pictures(row: Row, root: Path, by_id: dict, _from: tuple = ()) -> tuple: # of `RowPicture`
+    "The pictures of a row, in order; another row's index means that row's pictures."
+    first, columns = (*_from, row)[0], [row.first(*_COLUMNS)] if row.first(*_COLUMNS) else [c for c in row if re.fullmatch(r"image_\d+", c) and row.has(c)]
+    if not columns: raise first.fault("image", f"a picture in one of {', '.join(_COLUMNS)} or image_1")
+    def found(column, value):
+        other = by_id.get(_whole(str(value))) if isinstance(value, (str, int)) and len(str(value)) <= 64 else None
+        if other is None: return (_one_picture(row, value, column, root),)
+        if any(other is r for r in (*_from, row)): raise first.fault(columns[0], "a row that has a picture; these rows only point to each other")
+        return pictures(other, root, by_id, (*_from, row))
+    return tuple(p for c in columns for v in _cells(row, c, root) for p in found(c, v))
 
 # %% ../../nbs/46_protocols.ipynb #ae15932b
 _INDEX = ("index", "idx", "id", "Index", "question_id", "qid", "data_id")
@@ -225,6 +226,7 @@ class Item:
     system: str = ""
     guess: float | None = None # how often a guess is right, where it is not one of the options
     tags: tuple = ()
+    scene: str = "" # what it is about, where that is not what it shows (`blind`)
     def __post_init__(self):
         if self.rule not in RULES: raise ValueError(f"item {self.id}: rule is {self.rule!r}; expected one of {', '.join(RULES)}")
     @property
@@ -232,6 +234,9 @@ class Item:
         if self.guess is not None: return self.guess
         if self.rule in LETTERED: return 1/n if (n := sum(map(bool, self.options))) else None
         return .5 if self.rule == "yes_no" else 0.
+    @property
+    def whole(self) -> str: # the question that it is a form of: rotated, mirrored, one of a pair; '' if it stands for itself
+        return self.tags[0] if self.rule == "letter" and self.tags else self.group
     @property
     def said(self) -> str: # what a right reply says
         return self.say(self.answer)
@@ -269,8 +274,10 @@ class Measure:
     values: np.ndarray # (n, ...) one row per question or group
     statistic: object = None # of resampled values; the mean if None
     chance: float | None = None
+    about: tuple = () # the item, or the items, of each row; (): each row by itself
     def estimate(self, seed: int = 0) -> Estimate | None: # None: nothing was judged
-        return bootstrap(self.values, self.statistic, seed, 500 if self.statistic else 2000) if len(self.values) else None
+        if not len(self.values): return None
+        return bootstrap(self.values, self.statistic, seed, 500 if self.statistic else 2000, clusters=clusters(self.about) if self.about else None)
 
 def _judged(pairs, name="score"): return [(i, s[name]) for i, s in pairs if s is not None and name in s]
 def _chance(values): return None if not values or any(v is None for v in values) else float(np.mean(values))
@@ -278,7 +285,7 @@ def _chance(values): return None if not values or any(v is None for v in values)
 def plain_mean(pairs, name="overall", score="score") -> Measure:
     "The mean over questions (micro)."
     found = _judged(pairs, score)
-    return Measure(name, np.array([s for _, s in found], float), chance=_chance([i.chance for i, _ in found]))
+    return Measure(name, np.array([s for _, s in found], float), chance=_chance([i.chance for i, _ in found]), about=tuple(i for i, _ in found))
 
 def weighted(pairs, name, key, weights=None, score="score") -> Measure:
     "The mean over strata; each counts as its weight says, or the same."
@@ -291,21 +298,38 @@ def weighted(pairs, name, key, weights=None, score="score") -> Measure:
         return float((w*(n > 0)*sums/np.maximum(n, 1)).sum()/(w*(n > 0)).sum())
     rows = np.array([[s, code[key(i)]] for i, s in found], float).reshape(-1, 2)
     blind = [[i.chance, code[key(i)]] for i, _ in found]
-    return Measure(name, rows, statistic, statistic(np.array(blind)) if blind and all(c is not None for c, _ in blind) else None)
+    return Measure(name, rows, statistic, statistic(np.array(blind)) if blind and all(c is not None for c, _ in blind) else None, tuple(i for i, _ in found))
 
 def all_right(pairs, name, key) -> Measure:
     "Share of groups in which every answer is right."
-    groups = {}
-    for i, s in pairs: groups.setdefault(key(i), []).append((i.chance, None if s is None else s["score"]))
+    groups, items = {}, {}
+    for i, s in pairs: groups.setdefault(key(i), []).append((i.chance, None if s is None else s["score"])); items.setdefault(key(i), []).append(i)
     whole = {k: 0. if any(s is not None and s < 1 for _, s in g) else None if any(s is None for _, s in g) else 1. for k, g in groups.items()}
     kept = [k for k, v in whole.items() if v is not None]
     luck = [None if any(c is None for c, _ in groups[k]) else float(np.prod([c for c, _ in groups[k]])) for k in kept]
-    return Measure(name, np.array([whole[k] for k in kept]), chance=_chance(luck))
+    return Measure(name, np.array([whole[k] for k in kept]), chance=_chance(luck), about=tuple(tuple(items[k]) for k in kept))
 
 def by_kind(pairs, prefix="", key=lambda i: i.kind, score="score") -> list: # a measure for each kind
     return [plain_mean([p for p in pairs if key(p[0]) == k], f"{prefix}{k}", score) for k in dict.fromkeys(key(i) for i, _ in pairs) if k]
 
-# %% ../../nbs/46_protocols.ipynb #67cab7d9
+# %% ../../nbs/46_protocols.ipynb #69987b3b
+def _ties(item) -> set: # what it shares with those that it hangs together with
+    own = {("scene", item.scene)} if item.scene else {("picture", p.hash) for p in item.pictures}
+    return own | ({("whole", item.whole)} if item.whole else set()) or {("id", item.id)}
+
+def clusters(about) -> list: # of numbers: alike for what hangs together; about: items, or tuples of items that count as one
+    "Which questions are about the same picture, directly or through others."
+    parent = {}
+    def root(t):
+        while parent.setdefault(t, t) != t: parent[t] = t = parent[parent[t]]
+        return t
+    ties = [sorted(set().union(*map(_ties, a if isinstance(a, tuple) else (a,)))) for a in about]
+    for mine in ties:
+        for t in mine[1:]: parent[root(t)] = root(mine[0])
+    number = {}
+    return [number.setdefault(root(mine[0]), len(number)) for mine in ties]
+
+# %% ../../nbs/46_protocols.ipynb #d69c5d05
 _TAGGED = re.compile(r"scalar\{([^{}]*)\}\s*\\?distance_unit\{([^{}]*)\}")
 
 def tagged_length(reply: str) -> Reading:
@@ -328,7 +352,7 @@ def read_item(item: Item, reply: str | None, rules: str = "cooper") -> Reading:
     if found and (parse_number(found.value) or ("", None))[1] != "m": return Reading("none", why=f"{found.value!r} has no unit of length")
     return found
 
-# %% ../../nbs/46_protocols.ipynb #7eacf348
+# %% ../../nbs/46_protocols.ipynb #fa8a85d1
 def scores(item: Item, reading: Reading) -> dict | None: # name -> 0..1; None: not judged
     "What an answer is worth. None and ambiguous answers are worth 0."
     if reading.outcome == "unjudged": return None
@@ -346,7 +370,7 @@ def _factors(said, truth): # Q-Spatial: max(p/g, g/p) below 2, and below 1.5
     ratio = max(p[0]/g[0], g[0]/p[0]) if p and p[0] > 0 and p[1] == g[1] else np.inf
     return {"score": float(ratio < 2), "delta<1.5": float(ratio < 1.5)}
 
-# %% ../../nbs/46_protocols.ipynb #fa8a85d1
+# %% ../../nbs/46_protocols.ipynb #6051123f
 def _item(row, name, root, by_id, rule="letter", **more) -> Item:
     "An item from the usual columns; what is in `more` wins."
     question = more.pop("question", None) or row.text("question")
@@ -375,7 +399,7 @@ def _usual(pairs): # micro, then by kind
 def _mcq(rows, by_id, root, **_):
     return [_item(r, n, root, by_id) for n, r in by_id.items()], _usual, "Multiple choice in VLMEvalKit's words; accuracy over questions.", {}
 
-# %% ../../nbs/46_protocols.ipynb #514935cf
+# %% ../../nbs/46_protocols.ipynb #b8c4d0ae
 SIBENCH = dict(relative_distance="SU", Reach_Prediction="BP", Height="BP", Existence="BP", Occlusion="BP", Spatial_Compatibility="SU", Coordinate_Conversion="SU",
     Geometric_Reasoning="SU", Spatial_Imagination="SU", Spatial_Grid="SU", Situational_QA="SU", Spatial_Relation="SU", Maze_Navigation="Planning") # single-image setting -> level
 SIBENCH_ALL = SIBENCH | {"Object_Shape": "BP", "multi-view_reasoning": "SU", "Camera_Pose": "SU", "Object_Localization": "SU", "Velocity_Acceleration": "SU", "Object_Size_Estimation": "BP",
@@ -412,7 +436,7 @@ def _sibench(rows, by_id, root, full=False, **_):
                            prompt=sibench_prompt(question, r.text("type"), r.text("data_source")), kind=setting))
     return items, _sibench_measures, "SIBench: the question, with its sentence for 13 sources; Number by mean relative accuracy with '<', Number_Int by equality of numbers.", out
 
-# %% ../../nbs/46_protocols.ipynb #b8c4d0ae
+# %% ../../nbs/46_protocols.ipynb #6e044a27
 def _source(item): return item.source.upper().removesuffix("20K")
 
 def _cvbench_measures(pairs):
@@ -433,7 +457,7 @@ def _blink(rows, by_id, root, **_):
     measures = lambda pairs: [weighted(pairs, "macro over tasks", lambda i: i.kind), plain_mean(pairs, "micro"), *by_kind(pairs)]
     return [one(n, r) for n, r in by_id.items()], measures, "BLINK: the row's own prompt; macro mean over tasks.", {}
 
-# %% ../../nbs/46_protocols.ipynb #1a4ea388
+# %% ../../nbs/46_protocols.ipynb #b4207fc4
 MMVP_CORRECTED = {99: "B", 100: "A", 279: "B", 280: "A"} # number of the question, from 1 -> right option
 
 def _mmvp(rows, by_id, root, labels="corrected", **_):
@@ -468,7 +492,7 @@ def _mmbench(rows, by_id, root, **_):
                               *[all_right([p for p in pairs if p[0].kind == k], f"circular {k}", lambda i: i.group) for k in dict.fromkeys(i.kind for i, _ in pairs) if k]]
     return items, measures, "MMBench: VLMEvalKit's prompt; a question is right if all rotations of its options are (index modulo 1 000 000, or g_index).", {}
 
-# %% ../../nbs/46_protocols.ipynb #6e044a27
+# %% ../../nbs/46_protocols.ipynb #9455e161
 def _3dsrbench(rows, by_id, root, **_):
     items = []
     for name, r in by_id.items():
@@ -491,7 +515,7 @@ def circular(exam: Exam) -> Exam:
     measures = lambda pairs: [all_right(pairs, "circular", lambda i: i.group), plain_mean(pairs, "all rotations")]
     return Exam(f"{exam.name}, circular", tuple(turned(i, k) for i in exam.items for k in range(len(i.options))), measures, exam.about + " Every rotation of the options is asked.", exam.left_out)
 
-# %% ../../nbs/46_protocols.ipynb #9455e161
+# %% ../../nbs/46_protocols.ipynb #ebbca75f
 QSPATIAL_SYSTEM = ('You will be provided with a question and a 2D image. The question involves measuring the precise distance in 3D space through a 2D image. '
     'You will answer the question by providing a numeric answer consisting of a scalar and a distance unit in the format of '
     '"""\\scalar{scalar} \\distance_unit{distance unit}""" at the end of your response.') # the owner's system_prompt
@@ -527,7 +551,7 @@ def _sat(rows, by_id, root, seed=0, **_):
     measures = lambda pairs: [plain_mean(pairs), weighted(pairs, "macro over types", lambda i: i.kind), *by_kind(pairs)]
     return [one(n, r) for n, r in by_id.items()], measures, f"SAT: VLMEvalKit's multiple-choice prompt; options in an order drawn for each question (seed {seed}).", {}
 
-# %% ../../nbs/46_protocols.ipynb #f1ff39eb
+# %% ../../nbs/46_protocols.ipynb #f2259a9d
 def _clevr(rows, by_id, root, **_):
     def one(n, r):
         m = re.search(r"<answer>(.*?)</answer>", r.text("solution"), re.S)
@@ -579,7 +603,7 @@ def _mmvet(rows, by_id, root, **_):
         return [plain_mean(pairs), *[plain_mean([p for p in pairs if t in p[0].tags], t) for t in skills], *by_kind(pairs, "only ")]
     return [one(n, r) for n, r in by_id.items()], measures, "MM-Vet: the question as it is; graded from 0 to 1 by a judge, without whom it stays unjudged.", {}
 
-# %% ../../nbs/46_protocols.ipynb #8080d1d2
+# %% ../../nbs/46_protocols.ipynb #69d44b1d
 OWNERS = {"mcq": _mcq, "sibench": _sibench, "cv-bench": _cvbench, "blink": _blink, "mmvp": _mmvp, "mmbench": _mmbench, "3dsrbench": _3dsrbench, "q-spatial": _qspatial, "vsr": _vsr,
           "sat": _sat, "vsi-bench": _vsibench, "clevr-cogent": _clevr, "superclevr": _clevr, "pixmo-count": _pixmo, "mm-vet": _mmvet} # name -> reader
 _OPTIONS_OF = {"sibench": ("full",), "mmvp": ("labels",), "sat": ("seed",)}
@@ -588,12 +612,12 @@ UNREAD = ("spar-bench", "spatialviz")
 def _some(items, limit): # questions spread over the file; those that are counted together stay together
     if limit < 1: raise ValueError(f"limit is {limit}; expected 1 or more")
     groups = {}
-    for i in items: groups.setdefault(i.tags[0] if i.rule == "letter" and i.tags else i.group or i.id, []).append(i)
+    for i in items: groups.setdefault(i.whole or i.id, []).append(i)
     groups = list(groups.values())
     count = max(1, limit*len(groups)//len(items))
     return [i for k in range(count) for i in groups[k*len(groups)//count]]
 
-# %% ../../nbs/46_protocols.ipynb #f2259a9d
+# %% ../../nbs/46_protocols.ipynb #9f02ad6d
 def open_exam(
     name: str, # of `OWNERS`
     path, # the owner's file, or a folder of files: .tsv .csv .json .jsonl .parquet
@@ -616,7 +640,7 @@ def open_exam(
     if limit is not None and limit < len(items): items, about = _some(items, limit), f"{about} At most {limit} of {len(items)} questions."
     return Exam(name, tuple(items), measures, about, out)
 
-# %% ../../nbs/46_protocols.ipynb #be6e044c
+# %% ../../nbs/46_protocols.ipynb #43d06fbc
 @patch(as_prop=True)
 def card(self: Exam) -> str:
     "What was asked and how it is counted, in a few lines."
@@ -624,7 +648,8 @@ def card(self: Exam) -> str:
     sorts = ", ".join(f"{rules.count(r)} {r}" for r in dict.fromkeys(rules))
     chance = "not known" if any(c is None for c in known) else f"{100*np.mean(known):.0f} %"
     out = "; ".join(f"{n} rows left out: {why}" for why, n in self.left_out.items())
-    return f"{self.name} (key {self.key}): {len(self)} questions ({sorts}). {self.about} A guess is right in {chance} of the questions." + (f" {out}." if out else "")
+    drawn = f" Intervals draw {n} pictures, each with all its questions." if (n := len(set(clusters(self.items)))) < len(self) else " Intervals draw questions; each has a picture of its own."
+    return f"{self.name} (key {self.key}): {len(self)} questions ({sorts}). {self.about} A guess is right in {chance} of the questions.{drawn}" + (f" {out}." if out else "")
 
 def scene_exam(bench: Benchmark) -> Exam: # of `benchmark('scenes')`
     "Our rendered scenes in the same form: what has choices is read as one of them, by its words, for no letter is shown; counts as numbers."

@@ -6,18 +6,19 @@
 from __future__ import annotations
 import fcntl, hashlib, json, math, os, time
 from dataclasses import dataclass
+from functools import cached_property
 import numpy as np
 from ..core import progress, read_jsonl, resolve, root, seed_for, write_whole
-from .benchmarks import Table, bootstrap
+from .benchmarks import P_HEADS, P_NOTE, Table, bootstrap, corrected, difference
 from ..reason.hosted import say, weights_hash
-from .protocols import Exam, read_item, scores
+from .protocols import Exam, clusters, read_item, scores
 from ..model.traces import Trace
 from ..reason.answers import Reading
 
 # %% auto #0
-__all__ = ['PUBLISHED', 'COMPARABLE', 'GROUPS', 'OURS', 'SIZES', 'Answered', 'Plain', 'dtype_of', 'CooperAnswers', 'read_trace',
-           'HostedAnswers', 'append', 'read_records', 'collect', 'Scored', 'score', 'same_protocol', 'protocol_card',
-           'results', 'details', 'sign_test', 'paired', 'holm', 'against', 'pass_at_k', 'passes', 'differs', 'Printed',
+__all__ = ['PUBLISHED', 'COMPARABLE', 'GROUPS', 'OURS', 'SIZES', 'Answered', 'Plain', 'dtype_of', 'CooperAnswers', 'has_trace',
+           'read_trace', 'HostedAnswers', 'append', 'read_records', 'collect', 'Scored', 'score', 'same_protocol',
+           'protocol_card', 'results', 'details', 'paired', 'against', 'pass_at_k', 'passes', 'differs', 'Printed',
            'published']
 
 # %% ../../nbs/47_records.ipynb #17b975fb
@@ -52,15 +53,22 @@ def dtype_of(model) -> str:
 
 class CooperAnswers:
     "A COOPER checkpoint in one mode, batched through its engine."
-    def __init__(self, cooper, mode: str = "cooperate", name: str = "cooper", traces=None, **options): # options of the engine
-        self.cooper, self.mode, self.name = cooper, mode, name
+    def __init__(self, cooper, mode: str = "cooperate", name: str = "cooper", traces=None,
+        weights: str = "", # hash of its weights, where it is known; "": taken when it is needed
+        looked_at: bool = False, # the traces will be read: an answer whose trace is gone is asked for again
+        **options): # of the engine
+        self.cooper, self.mode, self.name, self._known, self.looked_at = cooper, mode, name, weights, looked_at
         self.options = getattr(cooper, "_setting", lambda what: {})("ask") | options # a protocol with the settings behind the published numbers has several samplers
         self.traces = None if traces is None else resolve(traces)
-        self._weights, self._dtype = weights_hash(cooper.model), dtype_of(cooper.model)
+        self._dtype = dtype_of(cooper.model)
         self._sampler = getattr(cooper.engine(**self.options), "sampler", None) # as it comes out of protocol, thought and options
+    @cached_property
+    def weights(self) -> str: return self._known or weights_hash(self.cooper.model)
+    def takes(self, record: dict) -> bool: # is a known answer enough?
+        return not self.looked_at or has_trace(record)
     def config(self) -> dict:
         kept = {k: v for k, v in self.options.items() if k != "batch_size"} # the batch changes nothing
-        return dict(weights=self._weights, dtype=self._dtype, protocol=self.cooper.processor.protocol, mode=self.mode, options=kept, sampler=self._sampler and vars(self._sampler))
+        return dict(weights=self.weights, dtype=self._dtype, protocol=self.cooper.processor.protocol, mode=self.mode, options=kept, sampler=self._sampler and vars(self._sampler))
     def ask(self, items, seeds):
         engine, start = self.cooper.engine(**self.options), time.perf_counter()
         found = engine.run(self._requests(engine, items, seeds))
@@ -81,11 +89,14 @@ class CooperAnswers:
         with write_whole(path) as aside: aside.write_text(json.dumps(kept), encoding="utf-8")
         return path.relative_to(root()).as_posix() if path.is_relative_to(root()) else str(path)
 
+def has_trace(record: dict) -> bool: # and is its file still there?
+    return bool(record["trace"]) and resolve(record["trace"]).is_file()
+
 def read_trace(record: dict) -> Trace | None: # None: the record names none
     "The trace of a record. FileNotFoundError where its file was removed."
     return Trace.from_dict(json.loads(resolve(record["trace"]).read_text(encoding="utf-8"))) if record["trace"] else None
 
-# %% ../../nbs/47_records.ipynb #3ffca720
+# %% ../../nbs/47_records.ipynb #b9deb824
 class HostedAnswers:
     "A model of `cooper.reason.hosted` (its `open_model`): hosted, or any local image-text-to-text model."
     mode = "direct"
@@ -103,7 +114,7 @@ class HostedAnswers:
         replies = self.asker.ask([chat(i, s) for i, s in zip(items, seeds)], show=False)
         return [Answered(r.text, r.completion_tokens, r.seconds, error=r.error, truncated=r.truncated) for r in replies]
 
-# %% ../../nbs/47_records.ipynb #9fc9bf7a
+# %% ../../nbs/47_records.ipynb #8cd1373b
 def append(path, row: dict):
     "Adds one row to a JSONL file that others may be writing too."
     data = (json.dumps(row, ensure_ascii=False) + "\n").encode()
@@ -133,7 +144,7 @@ def read_records(path) -> list:
     if lacks is not None: raise ValueError(f"{path}: a row has no id, stamp or key; expected what `collect` wrote")
     return rows
 
-# %% ../../nbs/47_records.ipynb #79963783
+# %% ../../nbs/47_records.ipynb #45017fc7
 def _stamp(item, answerer_config, seed, sample, hashes):
     what = [item.id, item.system, item.prompt, hashes, answerer_config, seed, sample]
     return hashlib.sha256(json.dumps(what, ensure_ascii=False, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -168,12 +179,15 @@ def collect(
     rank, world = share
     if not 0 <= rank < world: raise ValueError(f"share is {share}; expected (rank, processes) with 0 <= rank < processes")
     about, rows = answerer.config(), read_records(out)
-    known, settings = {r["stamp"]: r for r in rows if r["reply"] is not None}, _brief(about)
+    takes = getattr(answerer, "takes", lambda r: True)
+    known, settings = {r["stamp"]: r for r in rows if r["reply"] is not None and takes(r)}, _brief(about)
     config = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:12]
     hashes = {}
     for i in exam.items: hashes[i.id] = [p.hash for p in i.pictures]
     jobs = [(i, k, _stamp(i, about, seed, k, hashes[i.id])) for i in exam.items for k in range(samples)]
     todo = [(i, k, s) for n, (i, k, s) in enumerate(jobs) if n % world == rank and s not in known]
+    bare = {r["stamp"] for r in rows if r["reply"] is not None} & {s for _, _, s in todo}
+    if bare: say(f"{resolve(out)}, {answerer.name} {answerer.mode}: {len(bare)} answers are there without their traces, and are asked for again")
     why = _otherwise(rows, answerer, [j for j in jobs if j[2] not in known], seed, hashes, settings)
     if why: say(f"{resolve(out)}, {answerer.name} {answerer.mode}: {why}")
     with progress(total=len(todo), desc=f"{exam.name}, {answerer.name} {answerer.mode}") as bar:
@@ -184,11 +198,11 @@ def collect(
                 row = _record(exam, i, answerer, a, seed, k, s, hashes[i.id], config, settings)
                 append(out, row); bar.update()
                 known[s] = row
-    if world > 1: known = known | {r["stamp"]: r for r in read_records(out) if r["reply"] is not None}
+    if world > 1: known = known | {r["stamp"]: r for r in read_records(out) if r["reply"] is not None and takes(r)}
     now = lambda i: dict(model=answerer.name, exam=exam.name, key=exam.key, kind=i.kind, truth=i.said) # asked alike before: in a smaller exam, under another name, with labels that were corrected since
     return [known[s] | now(i) for i, _, s in jobs if s in known]
 
-# %% ../../nbs/47_records.ipynb #01988209
+# %% ../../nbs/47_records.ipynb #eca39a9e
 @dataclass(eq=False)
 class Scored:
     "The answers of one model in one mode, scored."
@@ -241,7 +255,7 @@ def _extracted(extractor, items, records, found):
     for n, r in zip(left, read): found[n] = r
     return found
 
-# %% ../../nbs/47_records.ipynb #20e132bd
+# %% ../../nbs/47_records.ipynb #d48eeaad
 def _share(rows, test): return sum(map(test, rows))/len(rows)
 def _mean(rows, key):
     known = [r[key] for r in rows if r[key] is not None]
@@ -284,12 +298,7 @@ def details(*scored: Scored) -> Table:
     title = f"{scored[0].exam.name}: {' '.join(scored[0].name)}" if len(scored) == 1 else f"{scored[0].exam.name}, as its owner counts"
     return Table(list(lines.values()), dict(measure="measure", n="n") | heads | dict(chance="chance %"), title, protocol_card(scored))
 
-# %% ../../nbs/47_records.ipynb #de5d5723
-def sign_test(wins: int, losses: int) -> float:
-    "Two-sided probability of a split at least this uneven, if either side were as likely."
-    n, k = wins + losses, min(wins, losses)
-    return min(1., 2*sum(math.comb(n, i) for i in range(k + 1))/2**n)
-
+# %% ../../nbs/47_records.ipynb #96f9e874
 def _both(before, after): # (item, score before, score after)
     old = {i.id: s["score"] for i, s in before.pairs if s is not None}
     return [(i, old[i.id], s["score"]) for i, s in after.pairs if s is not None and i.id in old]
@@ -301,33 +310,23 @@ def paired(before: Scored, after: Scored) -> Table:
     if not both: raise ValueError("paired: no question was judged for both")
     rows = []
     for kind in [*dict.fromkeys(i.kind for i, _, _ in both if i.kind), "all"]:
-        mine = [(a, b) for i, a, b in both if kind in ("all", i.kind)]
-        change = [b - a for a, b in mine]
-        wins, losses = sum(c > 0 for c in change), sum(c < 0 for c in change)
-        rows.append(dict(kind=kind, n=len(change), before=float(np.mean([a for a, _ in mine])), after=float(np.mean([b for _, b in mine])), difference=bootstrap(change, seed=after.seed, unit="points"), better=wins, worse=losses, p=sign_test(wins, losses)))
-    columns = dict(kind="kind", n="n", before="before %", after="after %", difference="difference [95 %]", better="better", worse="worse", p="p (sign test)")
-    return Table(rows, columns, f"{' '.join(after.name)} less {' '.join(before.name)}", f"Question by question, in points. {after.protocol}.")
+        items, old, new = zip(*(b for b in both if kind in ("all", b[0].kind)))
+        rows.append(dict(kind=kind, before=float(np.mean(old)), after=float(np.mean(new))) | difference(old, new, clusters(items), after.seed))
+    columns = dict(kind="kind", n="n", before="before %", after="after %", difference="difference [95 %]", better="better", worse="worse") | P_HEADS
+    return Table(corrected(rows), columns, f"{' '.join(after.name)} less {' '.join(before.name)}", f"Question by question, in points. {P_NOTE} {protocol_card([before, after])}")
 
-# %% ../../nbs/47_records.ipynb #cc8a7c34
-def holm(ps: list) -> list:
-    "Probabilities corrected for their number, in the same order."
-    order, worst, out = sorted(range(len(ps)), key=lambda k: ps[k]), 0., [0.]*len(ps)
-    for rank, k in enumerate(order): worst = max(worst, min(1., (len(ps) - rank)*ps[k])); out[k] = worst
-    return out
-
+# %% ../../nbs/47_records.ipynb #f17b963a
 def against(scored: list) -> Table: # of `Scored`, two or more
     "Every row less the first one, on the questions that both were judged on."
     same_protocol(scored, "against")
     first, rows = scored[0], []
     for s in scored[1:]:
-        change = [b - a for _, a, b in _both(first, s)]
-        wins, losses = sum(c > 0 for c in change), sum(c < 0 for c in change)
-        rows.append(dict(model=s.name[0], mode=s.name[1], n=len(change), difference=bootstrap(change, seed=s.seed, unit="points") if change else None, better=wins, worse=losses, p=sign_test(wins, losses)))
-    for r, p in zip(rows, holm([r["p"] for r in rows])): r["holm"] = p
-    columns = dict(model="model", mode="mode", n="n", difference="difference [95 %]", better="better", worse="worse", p="p (sign test)", holm="p (Holm)")
-    return Table(rows, columns, f"Less {' '.join(first.name)}", f"Question by question, in points; p (Holm): corrected for {len(rows)} comparisons. {protocol_card(scored)}")
+        items, old, new = zip(*both) if (both := _both(first, s)) else ((), (), ())
+        rows.append(dict(model=s.name[0], mode=s.name[1]) | difference(old, new, clusters(items), s.seed))
+    columns = dict(model="model", mode="mode", n="n", difference="difference [95 %]", better="better", worse="worse") | P_HEADS
+    return Table(corrected(rows), columns, f"Less {' '.join(first.name)}", f"Question by question, in points. {P_NOTE} {protocol_card(scored)}")
 
-# %% ../../nbs/47_records.ipynb #757f3d59
+# %% ../../nbs/47_records.ipynb #2ff5faf1
 def pass_at_k(n: int, c: int, k: int) -> float:
     "Unbiased pass@k of n answers, c of them right."
     if not 1 <= k <= n or not 0 <= c <= n: raise ValueError(f"pass@{k} of {n} answers with {c} right; expected 1 <= k <= n and 0 <= c <= n")
@@ -343,11 +342,11 @@ def passes(scored: Scored, ks=(1, 2, 4, 8)) -> Table:
     rows = []
     for k in (k for k in ks if k <= least):
         luck = [items[i].chance for i in right]
-        rows.append(dict(k=k, n=len(right), score=bootstrap([pass_at_k(len(c), sum(c), k) for c in right.values()], seed=scored.seed),
+        rows.append(dict(k=k, n=len(right), score=bootstrap([pass_at_k(len(c), sum(c), k) for c in right.values()], seed=scored.seed, clusters=clusters([items[i] for i in right])),
                          chance=None if None in luck else float(np.mean([1 - (1 - p)**k for p in luck]))))
     return Table(rows, dict(k="k", n="questions", score="pass@k [95 %]", chance="chance %"), f"{scored.exam.name}: {' '.join(scored.name)}", f"Chance: k independent guesses. {protocol_card([scored])}")
 
-# %% ../../nbs/47_records.ipynb #98438071
+# %% ../../nbs/47_records.ipynb #0b19088b
 PUBLISHED = {"GPT-5": (58.86, 48.51, 85.33, 84.25, 75.27), "GPT-4o": (49.48, 49.50, 84.66, 82.40, 76.92), "Qwen3VL-32B": (55.49, 63.36, 82.66, 86.11, 71.51),
     "Qwen3VL-8B": (50.13, 64.35, 77.33, 84.25, 60.45), "InternVL3.5-38B": (53.61, 48.51, 80.66, 87.03, 83.85), "InternVL3.5-8B": (50.13, 49.50, 76.33, 83.33, 81.51),
     "Janus-Pro-7B": (42.73, 53.46, 62.33, 60.18, 48.53), "Liquid-7B": (38.63, 39.60, 58.33, 41.66, 24.81), "BAGEL": (43.57, 47.52, 74.33, 72.22, 64.81),

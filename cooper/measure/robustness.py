@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 from ..core import seed_for
-from .benchmarks import Table, bootstrap, resized_depth, resized_labels
-from .protocols import Exam, LETTERED, RowPicture, mcq_prompt
-from .records import Answered, CooperAnswers, Scored, collect, read_trace, score, sign_test
+from .benchmarks import P_HEADS, P_NOTE, Table, bootstrap, corrected, difference, resized_depth, resized_labels
+from .protocols import Exam, LETTERED, RowPicture, clusters, mcq_prompt
+from .records import Answered, CooperAnswers, Scored, collect, read_trace, score
 from ..model.modalities import DepthMap, SegmentMap, modality
 from ..model.sequence import Sequence, TextSegment
 from ..model.traces import Step
@@ -48,6 +48,7 @@ def blind(exam: Exam, how: str = "grey", seed: int = 0) -> Exam:
     if how not in BLIND: raise ValueError(f"blind: how is {how!r}; expected one of {', '.join(BLIND)}")
     if how == "shuffled": items = [replace(i, pictures=p) for i, p in zip(exam.items, _others(exam.items, seed))]
     else: items = [replace(i, pictures=tuple(map(_grey, i.pictures)) if how == "grey" else ()) for i in exam.items]
+    items = [replace(i, scene=str(c)) for i, c in zip(items, clusters(exam.items))] # still questions about their own pictures
     return Exam(f"{exam.name}, {how}", tuple(items), exam.measures, f"{exam.about} Asked blind: {how}.", exam.left_out)
 
 # %% ../../nbs/44_robustness.ipynb #f92dedfd
@@ -104,16 +105,15 @@ def edited(exam: Exam, name: str) -> Exam:
 # %% ../../nbs/44_robustness.ipynb #1c6d4c60
 def changed(base: Scored, others: dict) -> Table: # name -> Scored of an edited or blind exam
     "A row per edit: scores on the same questions, their difference, and how often both are right."
-    old, rows = {i.id: s["score"] for i, s in base.pairs if s is not None}, []
+    old, rows = {i.id: (i, s["score"]) for i, s in base.pairs if s is not None}, []
     for name, after in others.items():
         if after.name != base.name: raise ValueError(f"changed: '{name}' was answered by {' '.join(after.name)}; expected {' '.join(base.name)}, as the original")
-        both = [(old[i.id], s["score"]) for i, s in after.pairs if s is not None and i.id in old]
+        both = [(*old[i.id], s["score"]) for i, s in after.pairs if s is not None and i.id in old]
         if not both: raise ValueError(f"changed: '{name}' shares no judged question with the original")
-        change = [b - a for a, b in both]
-        rows.append(dict(edit=name, n=len(both), before=float(np.mean([a for a, _ in both])), after=float(np.mean([b for _, b in both])), difference=bootstrap(change, seed=base.seed, unit="points"),
-                         both=float(np.mean([a == b == 1 for a, b in both])), p=sign_test(sum(c > 0 for c in change), sum(c < 0 for c in change))))
-    columns = dict(edit="edit", n="n", before="original %", after="edited %", difference="difference [95 %]", both="both right %", p="p (sign test)")
-    return Table(rows, columns, f"{base.exam.name}: {' '.join(base.name)}", base.exam.card)
+        items, was, now = zip(*both)
+        rows.append(dict(edit=name, before=float(np.mean(was)), after=float(np.mean(now)), both=float(np.mean([a == b == 1 for a, b in zip(was, now)]))) | difference(was, now, clusters(items), base.seed))
+    columns = dict(edit="edit", n="n", before="original %", after="edited %", difference="difference [95 %]", both="both right %") | P_HEADS
+    return Table(corrected(rows), columns, f"{base.exam.name}: {' '.join(base.name)}", f"{P_NOTE} {base.exam.card} Protocol: {base.protocol}.")
 
 # %% ../../nbs/44_robustness.ipynb #a382a4a2
 def _regrets(free, known, note): # known: (item, score, score without a call, score with one)
@@ -122,11 +122,11 @@ def _regrets(free, known, note): # known: (item, score, score without a call, sc
     for kind in [*dict.fromkeys(i.kind for i, *_ in known if i.kind), "all"]:
         mine = [k for k in known if kind in ("all", k[0].kind)]
         did, did_not = [k for k in mine if calls[k[0].id]], [k for k in mine if not calls[k[0].id]]
-        share = lambda group, other: bootstrap([k[1] < k[other] for k in group], seed=free.seed) if group else None
+        share = lambda group, other: bootstrap([k[1] < k[other] for k in group], seed=free.seed, clusters=clusters([k[0] for k in group])) if group else None
         rows.append(dict(kind=kind, n=len(mine), called=len(did)/len(mine), calling=share(did, 2), not_calling=share(did_not, 3),
-                         gain=bootstrap([w - p for _, _, p, w in mine], seed=free.seed, unit="points")))
+                         gain=bootstrap([w - p for _, _, p, w in mine], seed=free.seed, unit="points", clusters=clusters([i for i, *_ in mine]))))
     columns = dict(kind="kind", n="n", called="called %", calling="regret of calling [95 %]", not_calling="regret of not calling [95 %]", gain="with a call less without [95 %]")
-    return Table(rows, columns, f"{free.exam.name}: {free.name[0]}", f"Regret: worse than with the other choice. Shares are of the questions where it called, or did not. {note}")
+    return Table(rows, columns, f"{free.exam.name}: {free.name[0]}", f"Regret: worse than with the other choice. Shares are of the questions where it called, or did not. {note} {free.exam.card} Protocol: {free.protocol}.")
 
 def regret(free: Scored, without: Scored, forced: Scored) -> Table: # modes cooperate, reason (or direct), perceive
     "Regret of calling and of not calling, by kind, with other modes as the other choice. ValueError for different protocols."
@@ -307,12 +307,12 @@ def map_help(found: dict) -> Table: # of `with_maps`, with 'drawn' among them
         both = [(i, own_score[i.id], x["score"], said(s)[i.id] != own_said[i.id]) for i, x in s.pairs if x is not None and i.id in own_score]
         for kind in [*dict.fromkeys(i.kind for i, *_ in both if i.kind), "all"] if both else []:
             mine = [b for b in both if kind in ("all", b[0].kind)]
-            change = [after - before for _, before, after, _ in mine]
-            lines.append(dict(map=which, kind=kind, n=len(mine), accuracy=bootstrap([a for _, _, a, _ in mine], seed=own.seed), difference=bootstrap(change, seed=own.seed, unit="points"),
-                              other=float(np.mean([o for *_, o in mine])), p=sign_test(sum(c > 0 for c in change), sum(c < 0 for c in change))))
-    columns = dict(map="map", kind="kind", n="n", accuracy="accuracy [95 %]", difference="less its own map [95 %]", other="another answer %", p="p (sign test)")
+            items, was, now, others = zip(*mine)
+            cells = difference(was, now, clusters(items), own.seed) | (dict(p=None) if which == "drawn" else {}) # the own map is the control, and no test
+            lines.append(dict(map=which, kind=kind, accuracy=bootstrap(now, seed=own.seed, clusters=clusters(items)), other=float(np.mean(others))) | cells)
+    columns = dict(map="map", kind="kind", n="n", accuracy="accuracy [95 %]", difference="less its own map [95 %]", other="another answer %") | P_HEADS
     note = "; ".join(f"{w}: {MAPS[w]}" for w in found)
-    return Table(lines, columns, f"{own.exam.name}: {own.name[0]}", f"The same words before, another map ({note}). {own.exam.card} Protocol: {own.protocol}.")
+    return Table(corrected(lines), columns, f"{own.exam.name}: {own.name[0]}", f"The same words before, another map ({note}). {P_NOTE} {own.exam.card} Protocol: {own.protocol}.")
 
 # %% ../../nbs/44_robustness.ipynb #76045f57
 def map_figure(table: Table) -> Image.Image: # of `map_help`
@@ -353,6 +353,10 @@ class MapCases:
     "Maps of one question and what was said with each."
     rows: list # of dicts: map, shown (PIL), reads, right
     item: object
+    @property
+    def table(self) -> Table: # the same without the pictures
+        rows = [{k: v for k, v in r.items() if k != "shown"} for r in self.rows]
+        return Table(rows, dict(map="map", reads="read as", right="right"), f"{self.item.question} (truth: {self.item.said})", f"Question {self.item.id}.")
     def __repr__(self): return f"MapCases({self.item.question!r}: " + ", ".join(f"{r['map']}: {r['reads']}" for r in self.rows) + ")"
     def _repr_html_(self):
         import base64, html

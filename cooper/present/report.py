@@ -378,14 +378,29 @@ def _keep(output) -> bool:
     data = output.get("data", {})
     return output.output_type == "error" or not any("widget" in k for k in data) or "text/html" in data or "image/png" in data
 
+def _once(cells):
+    "A picture that comes again is shown where it comes last: a curve that was drawn while it grew is shown once more when it is done."
+    seen = set()
+    for c in reversed([c for c in cells if c.cell_type == "code"]):
+        kept = [o for o in reversed(c.outputs) if (png := o.get("data", {}).get("image/png")) is None or png not in seen and not seen.add(png)]
+        c.outputs = kept[::-1]
+
+_BOXED = re.compile(r"(<div style='white-space:pre-wrap'>)\\boxed\{([^{}]*)\}(</div>)")
+_TWICE = re.compile(r"(>drew \w+</span><div style='white-space:pre-wrap'>)<img [^>]*>(<img [^>]*></div>)")
+def _told(text) -> str: # the card of a trace: the answer without its box, a map once (as it is read, with its scale)
+    return _TWICE.sub(r"\1\2", _BOXED.sub(r"\1\2\3", text))
+
 def _settled(notebook):
-    "A copy without progress bars, widgets and the parameters that papermill repeats."
+    "A copy without progress bars, widgets, pictures that come again and the parameters that papermill repeats."
     import copy
     nb = copy.deepcopy(notebook)
     nb.metadata.pop("widgets", None)
     for c in nb.cells:
         if c.cell_type == "code": c.outputs = [o for o in c.outputs if _keep(o)]
         for o in c.get("outputs", []): [o.data.pop(k) for k in list(o.get("data", {})) if k not in _SHOWN]
+        for o in c.get("outputs", []):
+            if "text/html" in o.get("data", {}): o.data["text/html"] = _told("".join(o.data["text/html"]))
+    _once(nb.cells)
     return nb
 
 # %% ../../nbs/63_report.ipynb #7bcaee1a
@@ -448,7 +463,7 @@ def _contents(notebooks) -> str: # the table of what was run
 
 # %% ../../nbs/63_report.ipynb #2c19d48a
 def _percent(e, digits=0): return f"{100 * e['value']:.{digits}f}"
-def _interval(e, scale=1, digits=3): return f"95 % interval {scale * e['low']:.{digits}f} to {scale * e['high']:.{digits}f}"
+def _interval(e, scale=1, digits=3): return "no interval" if None in (e["low"], e["high"]) else f"95 % interval {scale * e['low']:.{digits}f} to {scale * e['high']:.{digits}f}"
 
 def _tile(number, text) -> str: return f"<div class='tile'><b>{html.escape(number)}</b><span>{html.escape(text)}</span></div>"
 
@@ -473,11 +488,12 @@ def _drawing_tiles(table): # None: nothing was drawn
 
 def glance(folder) -> str:
     "The newest results below a folder as a row of large numbers, HTML; '' if there are none."
-    found = sorted(resolve(folder).rglob("results.json"), key=lambda p: p.stat().st_mtime)
+    found = sorted((p for name in ("results.json", "incomplete.json") for p in resolve(folder).rglob(name)), key=lambda p: p.stat().st_mtime_ns)
     if not found: return ""
     try: results = json.loads(found[-1].read_text(encoding="utf-8"))
     except ValueError as e: raise ValueError(f"{found[-1]}: not a file of results ({e}); expected what save_tables wrote") from None
-    return f"<div class='tiles'>{''.join([*_answer_tiles(results['answers']['rows']), *_drawing_tiles(results.get('drawings'))])}</div>"
+    if "incomplete" in results: return f"<p class='bad'><b>The newest evaluation is not complete, and has no results yet.</b> {html.escape(results['incomplete'])}</p>"
+    return f"<div class='tiles'>{''.join([*_answer_tiles(results.get('answers', dict(rows=[]))['rows']), *_drawing_tiles(results.get('drawings'))])}</div>"
 
 # %% ../../nbs/63_report.ipynb #e008fe1f
 _CSS = """

@@ -123,6 +123,8 @@ def digits(text: str) -> str:
     text = re.sub(r"\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}", r"\1/\2", text)
     text = _PRONOUN.sub("it", re.sub(r"\ba dozen\b", "dozen", re.sub(r"\bhalf a dozen\b", "6", _han(american(plain(text)))))) # 'the red one' is no number
     text = _SPELLED.sub(lambda m: _spelled(m[0]) if m[0] != "dozen" else "12", text)
+    text = re.sub(r"(?<![\w.,])(\d+(?:\.\d+)?) (hundred|thousand|million)\b", lambda m: f"{float(m[1])*_SCALES[m[2]]:.15g}", text)
+    text = re.sub(r"\bstep \d+\s*[:.)]", " ", text).strip() # which step it is counts nothing
     text = re.sub(r"\b(?:minus|negative) (?=\d)", "-", re.sub(r"(?<![\d.,])(\d+) \(\1\)", r"\1", text)) # three (3)
     text = re.sub(r"\b(\d+)(?: \w+)? and a half\b", lambda m: m[0].replace(" and a half", "").replace(m[1], m[1] + ".5", 1), text)
     return re.sub(rf"\b(?:a )?half (?:of )?an? (?=(?:{'|'.join(w for w in UNITS if w.isalpha())})\b)", "0.5 ", text)
@@ -131,8 +133,8 @@ def digits(text: str) -> str:
 _AMOUNT = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[-+]?\d+)?|[-+]?\.\d+"
 _NUMBER = rf"(\d+ \d+(?=/)|{_AMOUNT})(?:\s*/\s*({_AMOUNT}))?" # 2 1/2 is one number
 _UNIT = "|".join(sorted(map(re.escape, UNITS), key=len, reverse=True))
-_WITH_UNIT = rf"{_NUMBER}\s*({_UNIT})?"
-_JUST_A_NUMBER = re.compile(rf"(?:{_NUMBER}\s*(?:{_UNIT})\s*)*{_WITH_UNIT}")   # every part but the last has its unit
+_WITH_UNIT = rf"{_NUMBER}\s*((?:{_UNIT})(?![a-z]))?" # 3 m, not 3 m of 3 million
+_JUST_A_NUMBER = re.compile(rf"(?:{_NUMBER}\s*(?:{_UNIT})(?![a-z])\s*)*{_WITH_UNIT}")   # every part but the last has its unit
 _ABOUT = re.compile(r"^(?:about|around|approximately|approx\.?|roughly|nearly|almost|some|≈|=|is)\s+", re.I)
 
 def _value(top, below):
@@ -156,7 +158,7 @@ def parse_number(
     return sum(v*f for v, (_, f) in parts), units.pop()
 
 # %% ../../nbs/22_answers.ipynb #730d2d8b
-_DOUBT = re.compile(r"\b(?:not|n't|no|never|or|neither|nor|except|either|between|unless|isn|aren|cannot|unknown|unsure)\b|n't\b", re.I)
+_DOUBT = re.compile(r"\b(?:not|n't|no|never|or|neither|nor|except|either|between|unless|isn|aren|cannot|unknown|unsure|wrong|incorrect)\b|n't\b", re.I)
 
 def only_number(
     text: str,     # 'There are two balls.'
@@ -164,7 +166,7 @@ def only_number(
     "The one number of a sentence; None if there is none, more than one, or the sentence denies or leaves it open."
     whole = parse_number(text)
     if whole: return whole
-    found = list(re.finditer(rf"(?<![\w.,/-]){_WITH_UNIT}(?![\w/%]|[,.]\d)", digits(text)))
+    found = list(re.finditer(rf"(?<![\w.,/-]){_WITH_UNIT}(?![\w/%]|[,.-]\d|\s*(?:[a-z]+\s*)?/\s*[a-z])", digits(text)))
     return parse_number(found[0][0]) if len(found) == 1 and not _DOUBT.search(plain(text)) else None
 
 # %% ../../nbs/22_answers.ipynb #68797427
@@ -193,6 +195,7 @@ def yes_no(
     "Whether an answer says yes or no: by its first or its last word, if no word of the other kind occurs."
     words = normalise(text).split()
     yes, no = YES & set(words), NO & set(words)
+    if re.search(r"\b(?:not|never|hardly)\b|n't\b", plain(text)) and no & {"false", "wrong", "incorrect"}: return None # 'not false'
     if bool(yes) == bool(no) or not {words[0], words[-1]} & (yes | no) or (yes and _DOUBT.search(plain(text))): return None
     return bool(yes)
 
@@ -308,11 +311,14 @@ class Reading:
 
 # %% ../../nbs/22_answers.ipynb #d5a5738d
 _LIST_ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
-_STATED = (re.compile(r"(?:final|correct|best|right|my|the)?\s*(?:answer|choice|option|conclusion|答案|回答)[\"']?\s*(?:\([^)]*\)\s*)?"
+_STATED = (re.compile(r"(?:final|correct|best|right|my|the)?\s*(?<!wrong )(?<!incorrect )(?<!false )(?:answer|choice|option|conclusion|guess|答案|回答|答え)[\"']?\s*(?:\([^)]*\)\s*)?"
                       r"(?:(?:is|are|would be|should be|must be)\b\s*[:=]?|[-=]+>|[是为為:=]|[-–—→]\s)\s*(?:likely |probably |clearly |therefore |then |option |choice )?"
                       r"([^\n]+?)(?=[.!?](?:\s|$)|$)", re.I),
            re.compile(r"\bI(?:'d| would| will|'ll)? (?:choose|pick|select|go with|opt for|answer)(?: with)?:? ([^\n]+?)(?=[.!?](?:\s|$)|$)", re.I),
            re.compile(r"(?:^|[.,:;!]\s|\b(?:so|thus|hence|therefore|that|option|choice|answer),? )[(\[]?([A-Z])[)\]]?,? (?:is|seems|appears|must be|would be) (?:the )?(?:most )?(?:correct|right|best|true|accurate)\b(?![^.!?\n]*\b(?:but|however|though|actually|no)\b)"))
+_TURN = re.compile(r"\b(?:actually|wait|hm+|oops|correction|scratch that|on second thought|i mean|or rather|sorry|instead|alternatively)\b|(?:^|[.!?;:,]\s+)(?:or|no|but|however|maybe|perhaps)\b", re.I)
+_DENIED = re.compile(r"\W*(?:is|was|would be|seems?|can)(?:n't| not|not)?\s+(?:not|be|the wrong|wrong|incorrect|false|unlikely)\b|\W*(?:is|was|can)(?:n't| not|not)\b", re.I)
+_SPECIAL = re.compile(r"<\|\w+\|>|</?s>|<(?:eos|bos|pad|end_of_turn)>") # tokens that a decoder should not have let through
 _CUT = re.compile(r"(?:[.!;](?=\s|$)|,? (?:because|since|as the|as it|which|given that|due to)\b)")
 
 def _one(texts): return list(dict.fromkeys(t.strip() for t in texts if t and t.strip()))
@@ -463,11 +469,22 @@ def _read_text(text, options):
 _READERS = dict(zip(SORTS, (_read_letter, _read_choice, _read_yes_no, _read_number, _read_list, _read_text)))
 
 # %% ../../nbs/22_answers.ipynb #20bc8983
+def _taken_back(rest, first, sort, options, more): # does what follows an answer turn against it?
+    read, rest = _READERS[sort], plain(rest).lstrip(" .,;:!")
+    own = options[ord(first.value) - 65] if sort in ("letter", "choice") and options else ""
+    bare = rest[len(own):] if own and rest.lower().startswith(own.lower()) else rest
+    if _TURN.search(rest) or _DENIED.match(bare): return True
+    if sort == "number": return any(not _same_number(m[0], first.value) for m in re.finditer(rf"(?<![\w.,/-]){_WITH_UNIT}", digits(rest)))
+    clauses = [c for c in re.split(r"[.!?;\n]+(?:\s|$)", rest) if c.strip() and (sort == "yes_no" or len(c.split()) <= 3)]
+    return sort in ("letter", "choice", "yes_no") and any(r and r.value != first.value for r in (read(c, options, **more) for c in clauses))
+
 def _read_place(texts, sort, options, more, lenient) -> Reading: # lenient: one readable text of several will do
     readings = [_READERS[sort](t, options, **more) for t in texts]
     for i, (t, r) in enumerate(zip(texts, readings)):
         short = _CUT.split(t, maxsplit=1)[0]
-        if not r and short.strip() and short != t: readings[i] = _READERS[sort](short, options, **more) or r
+        if r or not short.strip() or short == t: continue
+        first = _READERS[sort](short, options, **more)
+        if first: readings[i] = Reading("ambiguous", why=f"it says {first.value}, and then turns against it") if _taken_back(t[len(short):], first, sort, options, more) else first
     values = _one(r.value for r in readings)
     if len(values) > 1: return _several(values)
     return next((r for r in readings if r.outcome == "ambiguous"), None) or max(readings, key=bool) if lenient else min(readings, key=bool)
@@ -483,6 +500,7 @@ def read(
     if ranges not in ("refuse", "middle"): raise ValueError(f"ranges is {ranges!r}; expected refuse or middle")
     if sort == "choice" and not options: raise ValueError("read: a choice has options; got none")
     if not isinstance(reply, str) or not after_thoughts(reply): return Reading("none", why="nothing is said outside the thoughts")
+    reply = _SPECIAL.sub(" ", reply)
     more, doubt = dict(ranges=ranges) if sort == "number" else {}, None
     for where, texts in places(reply):
         got = _read_place(texts, sort, options, more, where == "last line")
@@ -491,7 +509,7 @@ def read(
         if where == "statement" and got.outcome == "ambiguous": break # it stated two things: no weaker place may overrule that
     return Reading("none", why="nothing is said") if doubt is None else doubt
 
-# %% ../../nbs/22_answers.ipynb #eb7f0ea7
+# %% ../../nbs/22_answers.ipynb #ba7539bf
 _MARKED = re.compile(r"(?:^|(?<=[\s,;?:(]))[(\[]?([A-Z])(?:[)\]][.:]?|[.:](?!\w))\s*", re.M)
 
 def inline_options(question: str) -> tuple: # texts; () if the question shows none
@@ -509,7 +527,7 @@ def inline_options(question: str) -> tuple: # texts; () if the question shows no
     last = texts[-1].strip().split("\n")[0]
     return tuple(t.strip(" \n\t,;") for t in [*texts[:-1], last])
 
-# %% ../../nbs/22_answers.ipynb #fee48e87
+# %% ../../nbs/22_answers.ipynb #66b9c3f1
 THRESHOLDS = tuple((10 - i)/20 for i in range(10))   # allowed relative errors: 0.50, 0.45, ..., 0.05
 
 def mean_relative_accuracy(
