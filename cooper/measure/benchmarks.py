@@ -13,7 +13,7 @@ from PIL import Image
 from ..core import NotBuilt, file_hash, progress, read_jsonl, resolve, seed_for, write_jsonl, write_whole
 from ..model.modalities import MODES, map_from_dict, modality
 from ..model.traces import Trace
-from ..perceive.data import AmgRow, load_classes, load_depth_png
+from ..perceive.data import AmgRow
 from ..perceive.metrics import ConfusionMatrix, depth_metrics, mean_depth_baseline, metric
 from ..perceive.scenes import CLASSES, load_facts
 from ..reason.answers import judge
@@ -425,7 +425,7 @@ class Case:
 # %% ../../nbs/41_benchmarks.ipynb #3ccdd4a0
 def read_case(row: AmgRow) -> Case:
     "The truth of one row of `read_amg`; nothing drawn yet."
-    return Case(row.data_id, row.picture(), load_depth_png(row.depth), load_classes(row.seg, CLASSES))
+    return Case(row.data_id, row.picture(), row.metres(), row.classes(CLASSES))
 
 @patch(as_prop=True)
 def labels_on_truth(self: Case) -> np.ndarray: # (H, W) indices into `classes`
@@ -523,7 +523,7 @@ def perception(
     known, others = _known(out, lambda r: r.get("scene_id"), stamps)
     _drawn(cooper, cases, known, others, out, stamps, checkpoint, seed, options)
     for c in cases: c.drawn = {m: map_from_dict(known[c.name][m]) for m in _readable(cooper)}
-    blind = mean_maps([c.depth for c in cases], baseline_rows and [load_depth_png(r.depth) for r in baseline_rows])
+    blind = mean_maps([c.depth for c in cases], baseline_rows and [r.metres() for r in baseline_rows])
     return Perception(cases, [_perceived(c, b) for c, b in zip(cases, blind)], checkpoint, seed)
 
 # %% ../../nbs/41_benchmarks.ipynb #b190e328

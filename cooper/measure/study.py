@@ -204,13 +204,13 @@ def details(self: Study) -> Table:
 
 # %% ../../nbs/48_study.ipynb #dd021db0
 def helped(done: Study, before: str="picture", after: str="picture+words") -> Table:
-    "What one condition changes against another, per benchmark, model and prompt, with intervals and the sign test."
+    "What one condition changes against another, per benchmark, model and prompt, with intervals and an exact test."
     runs, rows = {(r.bank.name, r.model, r.prompt, r.seen): r for r in done.runs}, []
     for key, run in runs.items():
         other = runs.get((*key[:3], before))
         if run.seen != after or other is None: continue
         rows += [run.about | r for r in paired(other.scored, run.scored).rows]
-    columns = dict(benchmark="benchmark", model="model", prompt="prompt", kind="kind", n="n", difference="difference [95 %]", better="better", worse="worse", p="p (sign test)")
+    columns = dict(benchmark="benchmark", model="model", prompt="prompt", kind="kind", n="n", difference="difference [95 %]", better="better", worse="worse", p="p (exchanged)")
     return Table(rows, columns, f"{after} less {before}", "In points, question by question. An interval that holds 0 shows no sure change.")
 
 # %% ../../nbs/48_study.ipynb #10211885

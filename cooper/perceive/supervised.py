@@ -20,9 +20,9 @@ from ..model.checkpoint import load_model, save_model
 from ..model.engine import Engine
 from ..model.modalities import DepthMap, SegmentMap, modality, png_bytes
 from ..model.modeling import CooperForConditionalGeneration, preset
-from ..model.processor import MODES, CooperProcessor, Resize, read_picture, to_pixels
+from ..model.processor import MODES, CooperProcessor, Resize, to_pixels
 from ..model.sequence import Geometry, PackedBatch, PictureSegment, Sequence, TextSegment, learned_tokens, pack
-from .data import AmgRow, load_classes, load_depth_png, read_amg
+from .data import AmgRow, read_amg
 from .launch import LAUNCH, Telling, launch, telling_errors
 from .metrics import depth_metrics, metric, segmentation_metrics
 from .parts import LORA, PARTS, add_lora, freeze, merge_lora
@@ -204,11 +204,11 @@ class LatentCache:
 
 # %% ../../nbs/14_supervised.ipynb #42e2d692
 def _load_depth(row, m):
-    metres = load_depth_png(row.depth)
+    metres = row.metres()
     if not (metres > 0).any(): raise ValueError(f"{row.depth}: every pixel is 0, where the sensor saw nothing; expected some that are known")
-    return DepthMap(metres, m.options["near"], m.options["far"])
+    return m.of(metres)
 
-def _load_segmentation(row, m): return SegmentMap(load_classes(row.seg, m.options["palette"]), m.options["palette"])
+def _load_segmentation(row, m): return SegmentMap(row.classes(m.options["palette"]), m.options["palette"])
 
 LOADERS = {"depth": (_load_depth, "depth"), "segmentation": (_load_segmentation, "seg")} # what the AMG format has a field for
 
@@ -240,7 +240,7 @@ def fill_holes(pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/14_supervised.ipynb #6234cc58
 def _amg_pictures(row, ms, processor): # of one row; "depth/valid" where a map is not known everywhere
-    picture = read_picture(row.rgb)
+    picture = row.picture()
     rgb, sized = processor.fit(picture), "{0[0]}x{0[1]}".format
     def code(m): # the picture that is drawn for the map: nearest pixels, for a blend would be a third thing
         map = load_map(row, m)

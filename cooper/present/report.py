@@ -243,7 +243,7 @@ def _drawing(step, case) -> str: # a drawn map beside the truth, HTML
     return row_of(captioned(seen, drawn), captioned(_truth(step, case), true)) + scale
 
 def _truth(step, case): # the map that should have been drawn, as a picture
-    if isinstance(step.map, DepthMap): return DepthMap(case.depth, step.map.near, step.map.far).show()
+    if isinstance(step.map, DepthMap): return DepthMap(case.depth, step.map.near, step.map.far, codec=step.map.codec).show()
     return Image.fromarray(_painted(case.labels, case.classes))
 
 def _agreement(case) -> str: # how good a drawing is, in words
