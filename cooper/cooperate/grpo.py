@@ -4,7 +4,8 @@
 
 # %% ../../nbs/32_grpo_trainer.ipynb #c32e9fcc
 from __future__ import annotations
-import copy, html, importlib, io, json, math, re, shutil, subprocess, sys, time, warnings
+import copy, html, importlib, io, json, math, shlex, shutil, socket, subprocess, sys, time, warnings
+from collections import deque
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer, TrlParser
 from trl.trainer.callbacks import SyncRefModelCallback
-from ..core import Curves, NotBuilt, RunRecord, at_least, checked, file_hash, generator, in_notebook, progress, resolve, write_whole
+from ..core import Curves, NotBuilt, at_least, file_hash, generator, progress, resolve, root, write_whole
 from ..model.checkpoint import load_model, quiet, save_model
 from ..model.engine import Engine
 from ..model.modalities import png_bytes
@@ -40,7 +41,8 @@ __all__ = ['ORDERS', 'Rollout', 'as_completion', 'token_count', 'by_tokens', 'sc
            'as_dataset', 'PromptSampler', 'RolloutConfig', 'check_config', 'whole_groups', 'grpo_config',
            'leave_out_unjudged', 'AtBoundaries', 'GRPOCurves', 'StepBar', 'CooperGRPOTrainer', 'through', 'map_quality',
            'rollout_row', 'rollout_files', 'rollout_table', 'read_rollouts', 'read_group', 'kept_groups', 'Group',
-           'sorted_rollouts', 'browse', 'GRPOParameters', 'spread', 'ask_rows', 'BeforeAfter']
+           'sorted_rollouts', 'browse', 'GRPOParameters', 'spread', 'ask_rows', 'trainer_of', 'train_here', 'train',
+           'launch_command', 'launch', 'free_port', 'main', 'BeforeAfter', 'memory_per_gpu']
 
 # %% ../../nbs/32_grpo_trainer.ipynb #869871b1
 @dataclass(frozen=True, eq=False)
@@ -348,7 +350,9 @@ class CooperGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         super()._save(output_dir, state_dict)
         where = Path(output_dir or self.args.output_dir)
         self.processor.save_pretrained(where)
-        if self.args.sync_ref_model: save_file(self.ref_model.state_dict(), where / "reference" / "model.safetensors")
+        if self.args.sync_ref_model: # it moves, so it belongs to the checkpoint
+            (where / "reference").mkdir(exist_ok=True)
+            save_file(self.ref_model.state_dict(), where / "reference" / "model.safetensors")
         self.curves.save(where.resolve() / "curves.json")
 
 # %% ../../nbs/32_grpo_trainer.ipynb #27a5fc2e
@@ -730,40 +734,84 @@ def browse(out): # -> ipywidgets
 class GRPOParameters:
     "What `30_grpo` can be told."
     checkpoint: str = "data/tiny-cooper"; data: str = "data/scenes/train"; evaluation: str = "data/scenes/test"; out: str = "outputs/grpo"
-    steps: int = 12; prompts_per_step: int = 4; num_generations: int = 4; steps_per_generation: int = 1; num_iterations: int = 1
-    learning_rate: float = 2e-5; beta: float = 0.0; temperature: float = 1.0; top_p: float = 1.0; loss_type: str = "dapo"
+    steps: int = 12; prompts_per_step: int = 4; num_generations: int = 4; accumulation: int = 1; steps_per_generation: int = 1; num_iterations: int = 1
+    learning_rate: float = 2e-5; lora_rank: int = 0; dtype: str = "float32"; gradient_checkpointing: bool = False
+    beta: float = 0.0; loss_type: str = "dapo"; epsilon: float = 0.2; epsilon_high: float = 0.0; scale_rewards: str = "group"
+    top_entropy_quantile: float = 1.0; mask_truncated_completions: bool = False; temperature: float = 1.0; top_p: float = 1.0
     mode: list[str] = field(default_factory=lambda: ["cooperate"]); max_new_tokens: int = 0; max_turns: int = 0
     rewards: list[str] = field(default_factory=lambda: ["accuracy", "format", "cooperation"])
     reward_weights: list[float] = field(default_factory=lambda: [1.0, 1.0, 1.0])
-    per_scene: int = 5; questions: int = 0; eval_questions: int = 24
-    batch_size: int = 32; save_steps: int = 50; keep_every: int = 4; report_to: str = "none"; seed: int = 0
+    per_scene: int = 5; questions: int = 0; eval_questions: int = 24; eval_steps: int = 0
+    flow_weight: float = 0.0; flow_data: str = "data/scenes/train/amg.jsonl"; flow_scenes: int = 64; map_every: int = 4
+    batch_size: int = 32; save_steps: int = 50; keep_every: int = 4; log_completions: bool = False; report_to: str = "none"; seed: int = 0
+    processes: int = 1; machines: int = 1
     def __post_init__(self):
-        bad = at_least(1, self, "steps prompts_per_step num_generations steps_per_generation num_iterations per_scene eval_questions batch_size save_steps")
-        bad += at_least(0, self, "questions max_new_tokens max_turns keep_every seed")
+        bad = at_least(1, self, "steps prompts_per_step num_generations accumulation steps_per_generation num_iterations per_scene eval_questions flow_scenes "
+                                "batch_size save_steps processes machines")
+        bad += at_least(0, self, "lora_rank beta epsilon_high questions eval_steps flow_weight map_every max_new_tokens max_turns keep_every seed")
+        if self.processes % self.machines: bad.append(f"'processes' is {self.processes} on {self.machines} machines; expected a multiple")
         if bad: raise ValueError("; ".join(bad))
-        self.rollout(); self.reward_functions() # refuse unknown modes and rewards, before anything runs
-    @property
-    def device(self) -> str:
-        "Where to train."
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    def reward_functions(self) -> list:
-        "With their weights."
-        return as_reward_functions(self.rewards, self.reward_weights, self.num_generations)
-    def engine_options(self) -> dict:
-        "For greedy answers within the same budgets."
-        return dict(batch_size=self.batch_size, max_turns=self.max_turns or None, max_new_tokens=self.max_new_tokens or None)
-    def config(self) -> GRPOConfig:
-        "As TRL calls these things. One step learns from `prompts_per_step` groups."
-        same = ("num_generations steps_per_generation num_iterations learning_rate beta temperature top_p loss_type "
-                "reward_weights save_steps report_to seed").split()
-        return grpo_config(self.out, max_steps=self.steps, per_device_train_batch_size=self.prompts_per_step * self.num_generations,
-                           **{k: getattr(self, k) for k in same})
-    def rollout(self) -> RolloutConfig:
-        "What TRL has no field for."
-        return RolloutConfig(modes=tuple(self.mode), max_new_tokens=self.max_new_tokens or None, max_turns=self.max_turns or None,
-                             batch_size=self.batch_size, keep_every=self.keep_every)
+        self.per_device(self.processes); self.rollout(); self.reward_functions() # refuse what cannot be, before anything runs
 
 # %% ../../nbs/32_grpo_trainer.ipynb #b127835c
+@patch(as_prop=True)
+def device(self: GRPOParameters) -> str:
+    "Where to train."
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+@patch
+def per_device(self: GRPOParameters, processes: int) -> int:
+    "Traces of one pass of one process. ValueError where a step cannot be shared out."
+    traces, parts = self.prompts_per_step * self.num_generations, processes * self.accumulation
+    if traces % parts:
+        raise ValueError(f"a step of {self.prompts_per_step} prompts x {self.num_generations} generations = {traces} traces is not shared out evenly "
+                         f"by {processes} processes x {self.accumulation} passes; expected a multiple of {parts}")
+    return traces // parts
+
+@patch
+def reward_functions(self: GRPOParameters) -> list:
+    "With their weights."
+    return as_reward_functions(self.rewards, self.reward_weights, self.num_generations)
+
+@patch
+def engine_options(self: GRPOParameters) -> dict:
+    "For greedy answers within the same budgets."
+    return dict(batch_size=self.batch_size, max_turns=self.max_turns or None, max_new_tokens=self.max_new_tokens or None)
+
+# %% ../../nbs/32_grpo_trainer.ipynb #ad559411
+_SAME_NAME = ("num_generations num_iterations learning_rate beta temperature top_p loss_type epsilon scale_rewards top_entropy_quantile "
+              "mask_truncated_completions reward_weights gradient_checkpointing save_steps log_completions report_to seed").split()
+
+@patch
+def config(self: GRPOParameters) -> GRPOConfig:
+    "As TRL calls these things."
+    held_out = dict(eval_strategy="steps", eval_steps=self.eval_steps) if self.eval_steps else {}
+    per_device = self.per_device(get_int_from_env(["WORLD_SIZE"], 1))
+    return grpo_config(self.out, max_steps=self.steps, per_device_train_batch_size=per_device, per_device_eval_batch_size=self.batch_size,
+                       num_generations_eval=1, gradient_accumulation_steps=self.accumulation, epsilon_high=self.epsilon_high or None,
+                       steps_per_generation=self.steps_per_generation * self.accumulation, **held_out, **{k: getattr(self, k) for k in _SAME_NAME})
+
+@patch
+def rollout(self: GRPOParameters) -> RolloutConfig:
+    "What TRL has no field for."
+    return RolloutConfig(modes=tuple(self.mode), max_new_tokens=self.max_new_tokens or None, max_turns=self.max_turns or None,
+                         batch_size=self.batch_size, keep_every=self.keep_every, map_every=self.map_every, flow_weight=self.flow_weight)
+
+@patch
+def adapter(self: GRPOParameters): # -> peft.LoraConfig, or None
+    "Low-rank matrices beside every projection of the language model's layers, of both experts."
+    if not self.lora_rank: return None
+    from peft import LoraConfig
+    layers = r".*language_model\.model\.layers\..*_proj(_moe_gen)?"
+    return LoraConfig(r=self.lora_rank, lora_alpha=2 * self.lora_rank, lora_dropout=0.0, target_modules=layers, bias="none")
+
+@patch
+def rows(self: GRPOParameters) -> tuple[list[dict], list[dict]]: # to learn from, held out
+    "The questions of a run, kinds in turns."
+    rows = rl_rows(self.data, self.seed, self.per_scene)
+    return spread(rows, self.questions or len(rows), self.seed), spread(rl_rows(self.evaluation, self.seed, self.per_scene), self.eval_questions, self.seed)
+
+# %% ../../nbs/32_grpo_trainer.ipynb #72176fc3
 def spread(rows: list[dict], count: int, seed: int) -> list[dict]:
     "`count` rows, chosen by a seed, kinds in turns."
     order = torch.randperm(len(rows), generator=generator(seed, "spread")).tolist()
@@ -776,7 +824,66 @@ def ask_rows(engine: Engine, rows: list[dict], mode: str, seed: int = 0, desc: b
     "A trace for each row."
     return engine.run([engine.request(r["picture"], r["question"], mode, (seed, "asked", r["data_id"])) for r in rows], desc)
 
-# %% ../../nbs/32_grpo_trainer.ipynb #ad559411
+# %% ../../nbs/32_grpo_trainer.ipynb #76005a08
+def trainer_of(p: GRPOParameters, model, processor) -> CooperGRPOTrainer:
+    "The trainer that the parameters describe."
+    rows, held_out = p.rows()
+    flow = None
+    if p.flow_weight:
+        maps = amg_rows(read_amg(p.flow_data, limit=p.flow_scenes), processor)
+        flow = AmgExamples(maps, processor, LatentCache(model, processor), copies=1)
+    return CooperGRPOTrainer(model, processor, p.reward_functions(), p.config(), as_dataset(rows), p.rollout(),
+                             eval_dataset=as_dataset(held_out) if p.eval_steps else None, peft_config=p.adapter(), flow=flow)
+
+def train_here(p: GRPOParameters):
+    "Train in this process, or as one of several that were launched; the first writes curves, seconds and the model below `out`."
+    model, processor = load_model(p.checkpoint, p.dtype)
+    trainer = trainer_of(p, model, processor)
+    trainer.fit()
+    if trainer.accelerator.is_main_process:
+        out = resolve(p.out)
+        trainer.curves.save(out / "curves.json")
+        with write_whole(out / "seconds.json") as aside: aside.write_text(json.dumps(trainer.seconds_per_step()), encoding="utf-8")
+        save_model(trainer.whole_model(), processor, out / "model")
+    trainer.accelerator.wait_for_everyone()
+
+def train(p: GRPOParameters) -> tuple[Curves, dict]:
+    "Train, in `p.processes` processes; gives the curves, and seconds per step. The model is in `out/model`."
+    launch(p) if p.processes > 1 else train_here(p)
+    return Curves.load(resolve(p.out) / "curves.json"), json.loads((resolve(p.out) / "seconds.json").read_text(encoding="utf-8"))
+
+# %% ../../nbs/32_grpo_trainer.ipynb #5ae148b5
+def launch_command(p: GRPOParameters, config: Path, host: str = "localhost", port: int = 29500) -> list[str]:
+    "The command line that starts all processes of a run; `config` holds its parameters, `host` is the first machine."
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(p.processes), "--num_machines", str(p.machines),
+               "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_ip", host, "--main_process_port", str(port)]
+    what = ["-m", "cooper.cooperate.grpo", "--config", str(config)]
+    if p.machines == 1: return [*command, "--machine_rank", "0", *what]
+    line = " ".join([*map(shlex.quote, command), "--machine_rank", "$SLURM_PROCID", *map(shlex.quote, what)])
+    return ["srun", "--nodes", str(p.machines), "--ntasks", str(p.machines), "--ntasks-per-node", "1", "bash", "-c", line]
+
+def launch(p: GRPOParameters):
+    "Train in processes of their own and show what they say. RuntimeError if one of them fails."
+    out = resolve(p.out)
+    with write_whole(out / "parameters.yaml") as aside: aside.write_text(json.dumps(asdict(p), indent=1), encoding="utf-8") # JSON is YAML
+    command = launch_command(p, out / "parameters.yaml", socket.gethostname() if p.machines > 1 else "localhost", free_port())
+    with subprocess.Popen(command, cwd=root(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
+        try:
+            said = deque(maxlen=40)
+            for line in running.stdout: said.append(line); print(line, end="", flush=True)
+        except BaseException: running.terminate(); raise
+    if running.returncode: raise RuntimeError(f"GRPO in {p.processes} processes ended with {running.returncode}; it said at last:\n{''.join(said)}")
+
+def free_port() -> int:
+    "A port that nobody listens on."
+    with socket.socket() as s: s.bind(("", 0)); return s.getsockname()[1]
+
+def main(args: list[str] | None = None):
+    "`accelerate launch -m cooper.cooperate.grpo --config parameters.yaml`, or with the parameters as options: `--steps 2000`."
+    p, = TrlParser(GRPOParameters).parse_args_and_config(args)
+    train_here(p)
+
+# %% ../../nbs/32_grpo_trainer.ipynb #011c3120
 class BeforeAfter:
     "Answers to the same questions before and after training: shares, and cases."
     def __init__(self, rows: list[dict], before: list[Trace], after: list[Trace], judge): # judge(trace, row) -> has `.value`
@@ -807,3 +914,26 @@ class BeforeAfter:
 def _verdict(value):
     if value is None: return "<b>not judged</b>"
     return "<b style='color:#2e7d32'>right</b>" if value else "<b style='color:#c62828'>wrong</b>"
+
+# %% ../../nbs/32_grpo_trainer.ipynb #e7d8924f
+_PIECES = {"whole": (), "ZeRO-1": ("optimizer",), "ZeRO-2": ("optimizer", "gradients"), "ZeRO-3 or FSDP": ("optimizer", "gradients", "weights", "reference")}
+
+def memory_per_gpu(
+    parameters: float, # of the model
+    trainable: float | None = None, # None: all
+    gpus: int = 8,
+    strategy: str = "whole", # what each GPU holds, one of `_PIECES`
+    bytes_each: int = 2, # of a weight: 2 in bfloat16, 4 in float32; trained ones have a float32 copy
+    reference: bool = False, # a second model, for beta without an adapter
+    cache: float = 0.0, # bytes of keys and values of the rollout, see `capacity_of`
+) -> dict[str, float]: # GiB by part, and 'all'
+    "Memory per GPU without activations."
+    if strategy not in _PIECES: raise ValueError(f"strategy is {strategy!r}; expected one of {', '.join(_PIECES)}")
+    learned = parameters if trainable is None else trainable
+    parts = dict(weights=parameters * bytes_each, gradients=learned * bytes_each, optimizer=learned * (8 + 4 * (bytes_each < 4)),
+                 reference=parameters * bytes_each * reference, cache=cache)
+    parts = {k: v / (gpus if k in _PIECES[strategy] else 1) / 2 ** 30 for k, v in parts.items()}
+    return parts | {"all": sum(parts.values())}
+
+# %% ../../nbs/32_grpo_trainer.ipynb #57620284
+if __name__ == "__main__" and "__file__" in globals(): main() # a notebook has no __file__
