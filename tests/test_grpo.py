@@ -207,6 +207,34 @@ def test_bad_questions_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file or folder"): rl_rows(tmp_path / "absent")
 
 
+def test_an_answer_is_scored_in_its_context_and_not_in_its_future(parts):
+    "Another question, or another drawing, before the answer: other log-probabilities. Another end of the answer: the same, bit for bit, before it."
+    from dataclasses import replace
+    t = trainer(parts, "context", rollout=dict(modes="perceive", max_new_tokens=6))
+    out = batch_of(t)
+    rollout = out["rollouts"][0]
+    segments = list(rollout.sequence.segments)
+    def logps(changed):
+        with torch.no_grad(): return t.base().score(pack([Sequence(changed)], t.base().config.geometry), 1., t.engine.vocabulary)[0]
+    plain = logps(segments)
+    asked = next(i for i, s in enumerate(segments) if getattr(s, "ids", None) and "How" in t.processor.decode(s.ids) or "Which" in t.processor.decode(getattr(s, "ids", ())))
+    drawn = max(i for i, s in enumerate(segments) if hasattr(s, "view"))
+    other = {asked: type(segments[asked])((segments[asked].ids[0], *reversed(segments[asked].ids[1:-1]), segments[asked].ids[-1])),
+             drawn: replace(segments[drawn], pixels=segments[drawn].pixels.flip(2))}
+    for i, s in other.items(): assert (logps([*segments[:i], s, *segments[i + 1:]]) - plain).abs().min() > 1e-7, "the answer does not see what stands before it"
+    last = segments[-1]
+    at = max(i for i, m in enumerate(last.learn) if m)
+    ids = list(last.ids); ids[at] = (ids[at] + 1) % t.engine.vocabulary
+    later = logps([*segments[:-1], type(last)(ids, last.learn, last.logprobs)])
+    assert torch.equal(later[:-1], plain[:-1]) and later[-1] != plain[-1]
+
+
+def test_weights_in_pieces_are_refused_by_name():
+    import types
+    for pieces in (dict(is_fsdp_enabled=True, is_deepspeed_enabled=False), dict(is_fsdp_enabled=False, is_deepspeed_enabled=True)):
+        with pytest.raises(NotBuilt, match="weights in pieces"): CooperGRPOTrainer._ready(types.SimpleNamespace(**pieces), False, None)
+
+
 # ---- every option that makes sense
 
 def moved(t, scale=.02):
@@ -567,7 +595,7 @@ def test_a_flow_loss_keeps_the_drawings_in_training(scenes, tmp_path):
 
 # ---- several processes
 
-def shared(parts, world, folder):
+def shared(parts, world, folder, passes=2):
     "Two runs whose work is shared by so many processes: reuse, a KL term, unjudged traces and a flow loss; and passes that add up to a step."
     def unsure(traces, **columns): return [None if sum(t.written[-1].ids) % 5 == 0 else v for t, v in zip(traces, letters(traces))]
     class Maps:
@@ -577,8 +605,8 @@ def shared(parts, world, folder):
     common = dict(rewards=(unsure,), learning_rate=.1, optim="sgd", logging_steps=1) # Adam makes much of the rounding of tiny gradients
     reuse = trainer(parts, f"{folder}/reuse", **common, max_steps=4, per_device_train_batch_size=8 // world, steps_per_generation=2, num_iterations=2, beta=.05,
                     rollout=dict(keep_every=1, flow_weight=.1, flow_batch=2), flow=Maps())
-    passes = trainer(parts, f"{folder}/passes", **common, max_steps=2, per_device_train_batch_size=8 // world, gradient_accumulation_steps=2, loss_type="grpo",
-                     rollout=dict(keep_every=1))
+    passes = trainer(parts, f"{folder}/passes", **common, max_steps=passes, per_device_train_batch_size=8 // world, gradient_accumulation_steps=2, loss_type="grpo",
+                     rollout=dict(keep_every=1), save_strategy="steps", save_steps=1)
     return dict(reuse=reuse, passes=passes)
 
 
@@ -590,6 +618,7 @@ TWO = textwrap.dedent("""
     folder = Path(sys.argv[1])
     data = [dict(question=f"Is it {i}?", answer="2", picture=str(folder / f"{i}.png"), data_id=f"q{i}") for i in range(4)]
     parts = (*T.miniature(), T.as_dataset(data), folder)
+    T.shared(parts, 2, "two", passes=1)["passes"].fit() # stops after a step, and goes on below
     for name, t in T.shared(parts, 2, "two").items():
         t.fit()
         if t.accelerator.is_main_process:
@@ -599,7 +628,7 @@ TWO = textwrap.dedent("""
 
 
 def test_two_processes_do_what_one_does(tmp_path):
-    "The same rollouts, rewards, advantages and, to rounding, the same losses, norms of gradients, metrics and weights."
+    "The same rollouts, rewards, advantages and, to rounding, the same losses, norms of gradients, metrics and weights; also when the two are stopped and started again."
     for i in range(4): room(i).save(tmp_path / f"{i}.png")
     (tmp_path / "two.py").write_text(TWO)
     command = grpo.launch_command(GRPOParameters(processes=2), tmp_path / "unused", port=grpo.free_port())
@@ -644,6 +673,9 @@ def test_the_command_line_trains_and_leaves_a_model(tmp_path):
     given = dict(checkpoint=str(tmp_path / "start"), data=str(tmp_path / "rl.jsonl"), evaluation=str(tmp_path / "rl.jsonl"), out=str(tmp_path / "out"), steps=2,
                  prompts_per_step=1, num_generations=2, max_new_tokens=3, max_turns=2, beta=.1, lora_rank=2, save_steps=1, keep_every=1, map_every=0, eval_questions=1)
     (tmp_path / "parameters.yaml").write_text(json.dumps(given))
+    with pytest.raises(ValueError, match="prompts_per_step"):
+        (tmp_path / "wrong.yaml").write_text(json.dumps(given | dict(prompts_per_step=1.5)))
+        grpo.main(["--config", str(tmp_path / "wrong.yaml")])
     grpo.main(["--config", str(tmp_path / "parameters.yaml"), "--steps", "1"])
     grpo.main(["--config", str(tmp_path / "parameters.yaml")])
     load_model(tmp_path / "out" / "model")

@@ -21,7 +21,7 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer, TrlParser
 from trl.trainer.callbacks import SyncRefModelCallback
-from ..core import Curves, NotBuilt, at_least, file_hash, generator, progress, resolve, root, write_whole
+from ..core import Curves, NotBuilt, at_least, checked, file_hash, generator, progress, resolve, root, write_whole
 from ..model.checkpoint import load_model, quiet, save_model
 from ..model.engine import Engine
 from ..model.modalities import png_bytes
@@ -881,7 +881,7 @@ def free_port() -> int:
 def main(args: list[str] | None = None):
     "`accelerate launch -m cooper.cooperate.grpo --config parameters.yaml`, or with the parameters as options: `--steps 2000`."
     p, = TrlParser(GRPOParameters).parse_args_and_config(args)
-    train_here(p)
+    train_here(checked(GRPOParameters, asdict(p))) # a file may hold any type
 
 # %% ../../nbs/32_grpo_trainer.ipynb #011c3120
 class BeforeAfter:
