@@ -41,8 +41,8 @@ __all__ = ['ORDERS', 'Rollout', 'as_completion', 'token_count', 'by_tokens', 'sc
            'as_dataset', 'PromptSampler', 'RolloutConfig', 'check_config', 'whole_groups', 'grpo_config',
            'leave_out_unjudged', 'AtBoundaries', 'GRPOCurves', 'StepBar', 'CooperGRPOTrainer', 'through', 'map_quality',
            'rollout_row', 'rollout_files', 'rollout_table', 'read_rollouts', 'read_group', 'kept_groups', 'Group',
-           'sorted_rollouts', 'browse', 'GRPOParameters', 'spread', 'ask_rows', 'trainer_of', 'train_here', 'train',
-           'launch_command', 'launch', 'free_port', 'main', 'BeforeAfter', 'memory_per_gpu']
+           'sorted_rollouts', 'browse', 'GRPOParameters', 'evaluating', 'spread', 'ask_rows', 'trainer_of',
+           'train_here', 'train', 'launch_command', 'launch', 'free_port', 'main', 'BeforeAfter', 'memory_per_gpu']
 
 # %% ../../nbs/32_grpo_trainer.ipynb #869871b1
 @dataclass(frozen=True, eq=False)
@@ -785,11 +785,18 @@ _SAME_NAME = ("num_generations num_iterations learning_rate beta temperature top
 @patch
 def config(self: GRPOParameters) -> GRPOConfig:
     "As TRL calls these things."
-    held_out = dict(eval_strategy="steps", eval_steps=self.eval_steps) if self.eval_steps else {}
     per_device = self.per_device(get_int_from_env(["WORLD_SIZE"], 1))
-    return grpo_config(self.out, max_steps=self.steps, per_device_train_batch_size=per_device, per_device_eval_batch_size=self.batch_size,
-                       num_generations_eval=1, gradient_accumulation_steps=self.accumulation, epsilon_high=self.epsilon_high or None,
-                       steps_per_generation=self.steps_per_generation * self.accumulation, **held_out, **{k: getattr(self, k) for k in _SAME_NAME})
+    return grpo_config(self.out, max_steps=self.steps, per_device_train_batch_size=per_device, gradient_accumulation_steps=self.accumulation,
+                       steps_per_generation=self.steps_per_generation * self.accumulation, num_generations_eval=1, epsilon_high=self.epsilon_high or None,
+                       **{k: getattr(self, k) for k in _SAME_NAME})
+
+def evaluating(args: GRPOConfig, every: int, rows: list[dict], most: int) -> list[dict]: # the rows that are asked
+    "Evaluate every so many steps, in batches of at most `most` that share the rows out evenly, or some would be asked twice: up to a row a process is left out."
+    each = len(rows) // args.world_size
+    if not each: raise ValueError(f"{len(rows)} held-out questions for {args.world_size} processes; expected at least one each")
+    args.eval_strategy, args.eval_steps = "steps", every
+    args.per_device_eval_batch_size = max(n for n in range(1, min(each, most) + 1) if each % n == 0)
+    return rows[:each * args.world_size]
 
 @patch
 def rollout(self: GRPOParameters) -> RolloutConfig:
@@ -827,13 +834,12 @@ def ask_rows(engine: Engine, rows: list[dict], mode: str, seed: int = 0, desc: b
 # %% ../../nbs/32_grpo_trainer.ipynb #76005a08
 def trainer_of(p: GRPOParameters, model, processor) -> CooperGRPOTrainer:
     "The trainer that the parameters describe."
-    rows, held_out = p.rows()
-    flow = None
+    (rows, held_out), args, flow = p.rows(), p.config(), None
+    asked = as_dataset(evaluating(args, p.eval_steps, held_out, p.batch_size)) if p.eval_steps else None
     if p.flow_weight:
         maps = amg_rows(read_amg(p.flow_data, limit=p.flow_scenes), processor)
         flow = AmgExamples(maps, processor, LatentCache(model, processor), copies=1)
-    return CooperGRPOTrainer(model, processor, p.reward_functions(), p.config(), as_dataset(rows), p.rollout(),
-                             eval_dataset=as_dataset(held_out) if p.eval_steps else None, peft_config=p.adapter(), flow=flow)
+    return CooperGRPOTrainer(model, processor, p.reward_functions(), args, as_dataset(rows), p.rollout(), eval_dataset=asked, peft_config=p.adapter(), flow=flow)
 
 def train_here(p: GRPOParameters):
     "Train in this process, or as one of several that were launched; the first writes curves, seconds and the model below `out`."
