@@ -606,7 +606,7 @@ def shared(parts, world, folder, passes=2):
     reuse = trainer(parts, f"{folder}/reuse", **common, max_steps=4, per_device_train_batch_size=8 // world, steps_per_generation=2, num_iterations=2, beta=.05,
                     rollout=dict(keep_every=1, flow_weight=.1, flow_batch=2), flow=Maps())
     passes = trainer(parts, f"{folder}/passes", **common, max_steps=passes, per_device_train_batch_size=8 // world, gradient_accumulation_steps=2, loss_type="grpo",
-                     rollout=dict(keep_every=1), save_strategy="steps", save_steps=1)
+                     gradient_checkpointing=True, rollout=dict(keep_every=1), save_strategy="steps", save_steps=1)
     return dict(reuse=reuse, passes=passes)
 
 

@@ -297,6 +297,7 @@ class CooperGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         self._scoring, self._recorded_due, self._generated_at = None, False, -1
         budget = (self.rollout.max_new_tokens or processor.protocol["max_new_tokens"]) * (self.rollout.max_turns or processor.protocol["max_turns"])
         args.max_completion_length, asked = budget, (args.beta, args.sync_ref_model)
+        args.ddp_find_unused_parameters = True # no trace trains what only draws, and a batch without a drawing still less
         adapted = peft_config is not None or hasattr(model, "get_base_model")
         if not adapted: args.beta, args.sync_ref_model = 0.0, False # TRL would load the reference model from a name: ours is a copy
         with warnings.catch_warnings():
@@ -363,7 +364,6 @@ def _ready(self: CooperGRPOTrainer, adapted, flow):
     if self.is_fsdp_enabled or self.is_deepspeed_enabled:
         raise NotBuilt("GRPO with weights in pieces (FSDP, DeepSpeed)", "processes that each hold the model: a large one with lora_rank")
     vars(self.base()).pop("forward", None) # TRL's fused head; it would hide ours
-    self.args.ddp_find_unused_parameters = True # no trace trains what only draws, and a batch without a drawing still less
     self.beta = self.args.beta
     if self.beta and not adapted: self.ref_model = copy.deepcopy(self.model).eval().requires_grad_(False)
     if self.args.sync_ref_model and not adapted: self.add_callback(SyncRefModelCallback(self.ref_model, self.accelerator))
