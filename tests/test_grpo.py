@@ -513,6 +513,12 @@ def test_kept_rollouts_are_whole_and_roll_again(parts):
         assert again.logprobs == r["trace"].logprobs
     table = grpo.rollout_table(folder / "kept")
     assert len(table) == 16 and "trace" not in table.columns
+    controls, shown = grpo.browse(folder / "kept").children
+    before, controls.children[0].value = shown.value, 0
+    assert "step 2" in before and "step 0" in shown.value
+    controls.children[1].value = "lowest advantage"
+    lowest = min(r["advantage"] for r in rows if r["reward"] is not None)
+    assert shown.value.index(f"advantage {lowest:+.2f}") < 200
     assert "not judged" in grpo.Group(grpo.read_group(folder / "kept", 0, group=0))._repr_html_()
     with pytest.raises(FileNotFoundError, match="no rollouts of step 1; there are steps 0, 2"): grpo.read_rollouts(folder / "kept", 1)
 

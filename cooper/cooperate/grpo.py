@@ -722,11 +722,12 @@ def sorted_rollouts(out, step: int | None = None, order: str = "highest advantag
 def browse(out): # -> ipywidgets
     "Leaf through the kept rollouts of a run: a slider for the step, a menu for the order."
     import ipywidgets as w
-    from IPython.display import display
     files = rollout_files(out)
     step, order = w.SelectionSlider(options=list(files), value=max(files), description="step"), w.Dropdown(options=list(ORDERS), description="order")
-    count = w.IntSlider(4, 1, 16, description="how many")
-    shown = w.interactive_output(lambda **what: display(sorted_rollouts(out, **what)), dict(step=step, order=order, count=count))
+    count, shown = w.IntSlider(4, 1, 16, description="how many"), w.HTML()
+    def show(change=None): shown.value = sorted_rollouts(out, step.value, order.value, count.value)._repr_html_()
+    for control in (step, order, count): control.observe(show, "value")
+    show()
     return w.VBox([w.HBox([step, order, count]), shown])
 
 # %% ../../nbs/32_grpo_trainer.ipynb #fe6ee088
