@@ -15,6 +15,7 @@ setup(
     long_description=readme.read_text(encoding="utf-8") if readme.exists() else cfg["description"], long_description_content_type="text/markdown",
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]), include_package_data=True, zip_safe=False,
     python_requires=">=" + cfg["min_python"], install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split(), "flash": cfg["flash_requirements"].split(), "serve": cfg["serve_requirements"].split()},
+    extras_require={"dev": cfg["dev_requirements"].split(), "flash": cfg["flash_requirements"].split(), "serve": cfg["serve_requirements"].split(),
+                    "data": cfg["data_requirements"].split()},
     entry_points={"console_scripts": cfg.get("console_scripts", "").split()},
 )

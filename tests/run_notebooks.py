@@ -10,7 +10,7 @@ from pathlib import Path
 from house import NOTEBOOKS, ROOT, RUN
 
 SMALLEST = { # notebook -> parameters that let it run in about a minute on two cores; `out` is added
-    "10_amg": dict(checkpoint="", autoencoder_steps=2, steps=2, batch_size=2, scenes=6, evaluation_scenes=3), # from random weights
+    "10_amg": dict(checkpoint="", autoencoder_steps=2, steps=2, batch_size=1, scenes=6, evaluation_scenes=3, num_processes=2, strategy="cpu"), # from random weights, in two processes
     "20_sft": dict(steps=2, batch_size=2, scenes=4, questions=5, evaluation_scenes=3),
     "30_grpo": dict(steps=2, prompts_per_step=2, num_generations=2, eval_questions=2, questions=8, keep_every=1),
     "40_eval": dict(questions=5, perception_scenes=2, modes="direct,cooperate", maps="blank", edits="grey", cases=1, batch_size=8),

@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cooper.core import NotBuilt
+import cooper, owners
+from cooper.core import read_jsonl
+from cooper.model.modalities import DepthMap, SegmentMap
+from cooper.perceive import protocols
+from cooper.perceive.data import along_axis, convert, kitti_frame
 from cooper.perceive.metrics import depth_metrics
-from cooper.perceive.protocols import (ALIGNMENTS, CROPS, PROTOCOLS, Crop, DepthProtocol, aligned, along_axis, best_matching, colour_regions, kitti_frame, measure_classes, measure_depth,
-                                       measure_depths, measure_regions, open_maps, protocol_of)
+from cooper.perceive.protocols import (ALIGNMENTS, CROPS, PROTOCOLS, Crop, DepthProtocol, aligned, best_matching, colour_regions, measure_classes, measure_depth,
+                                       measure_depths, measure_folder, measure_regions, open_maps, protocol_of, resized_classes)
 
 RAMP = np.linspace(1, 9, 480*640).reshape(480, 640)
 
@@ -130,9 +134,9 @@ def test_bad_maps_are_named():
     with pytest.raises(ValueError, match="no pixel of this map lies between 0.001 and 10 m"): measure_depth(RAMP, RAMP*1000, "nyu")
     with pytest.raises(ValueError, match="the drawing has 1 values that are NaN"): bad = RAMP.copy(); bad[200, 200] = np.nan; measure_depth(bad, RAMP, "nyu")
     with pytest.raises(ValueError, match="second: nyu: no pixel"): measure_depths(dict(first=(RAMP, RAMP), second=(RAMP, RAMP*0)), "nyu")
-    for name in (*PROTOCOLS, "ade20k"):
-        with pytest.raises(NotBuilt, match=f"reading the folder of {name}"): open_maps(name)
-    with pytest.raises(ValueError, match="is unknown"): open_maps("sunrgbd")
+    with pytest.raises(ValueError, match="depth protocol 'sunrgbd' is unknown"): open_maps("sunrgbd", ".")
+    with pytest.raises(ValueError, match="a: comes twice"): measure_depths([("a", (RAMP, RAMP))]*2, "nyu")
+    with pytest.raises(ValueError, match="a: comes twice"): measure_classes([("a", (np.ones((2, 2), int),)*2)]*2)
 
 
 def test_a_frame_that_was_not_cut_is_refused():
@@ -233,3 +237,76 @@ def test_colours_become_regions_whatever_jpeg_did_to_them():
     assert measure_regions(colour_regions(picture), truth)["matched"] == 1.
     assert measure_regions(colour_regions(noisy, 64), truth)["matched"] > .99 and measure_regions(colour_regions(blurred, least=.05), truth)["matched"] > .9
     with pytest.raises(ValueError, match="expected an RGB picture"): colour_regions(truth)
+
+
+# --- folders
+
+def perfect(name, folder, **options): # a model that knows the truth, and draws it at half the size and in other units
+    truth = {np.asarray(p.picture).tobytes(): p.truth for p in open_maps(name, folder, **options)}
+    def draw(pictures):
+        known = [truth[np.asarray(p).tobytes()] for p in pictures]
+        return [DepthMap(np.where(t > 0, t, 1), 0, 999) for t in known] if name != "ade20k" else known
+    return draw
+
+
+@pytest.mark.parametrize("name, count", [("kitti", 4), ("kitti-garg", 4), ("vkitti", 4)])
+def test_folders_of_streets(tmp_path, name, count):
+    data = name.split("-")[0]
+    owners.kitti(tmp_path) if data == "kitti" else owners.vkitti(tmp_path, size=(370, 1224))
+    pairs = list(open_maps(name, tmp_path))
+    assert len(pairs) == count and all(p.picture.size[::-1] == p.truth.shape == ((352, 1216) if PROTOCOLS[name].frame else (375, 1242)) for p in pairs)
+    if data == "vkitti": assert pairs[0].name.startswith("Scene01_"), "Scene01 is for measuring"
+    found = measure_folder(lambda pictures: [np.full((88, 304), 12.) for _ in pictures], name, tmp_path, batch_size=3)
+    assert found["mean"]["pictures"] == count and found["mean"]["absrel"] == pytest.approx(.2 if data == "kitti" else 1 - 12/12.34, abs=.005)
+
+
+def test_a_converted_folder_is_measured_like_the_owners(tmp_path):
+    owners.kitti(tmp_path/"there", ("val",))
+    ours = {frame: convert("kitti", tmp_path/"there", tmp_path/f"out{frame}", frame=frame) for frame in (False, True)}
+    for out in ours.values():
+        for a, b in zip(open_maps("kitti", tmp_path/"there"), open_maps("kitti", out), strict=True): assert a.name == b.name and (np.asarray(a.picture) == np.asarray(b.picture)).all() and (a.truth == b.truth).all()
+    with pytest.raises(ValueError, match="'split' was chosen when the folder was converted"): list(open_maps("kitti", ours[True], split="val"))
+
+
+def test_folders_of_rooms_and_of_ade20k(tmp_path):
+    pytest.importorskip("h5py")
+    _, measured, filled, _ = owners.nyu(tmp_path/"nyu", size=(120, 160))
+    pairs = list(open_maps("nyu", tmp_path/"nyu"))
+    assert [p.name for p in pairs] == ["nyu_0003", "nyu_0005"] and (pairs[0].truth == measured[2]).all()
+    assert (next(open_maps("nyu", tmp_path/"nyu", depth="depths")).truth == filled[2]).all()
+    calls, know = [], perfect("nyu", tmp_path/"nyu")
+    both = measure_folder(lambda pictures: calls.append(len(pictures)) or know(pictures), "nyu", tmp_path/"nyu", (None, "scale_shift"), batch_size=1)
+    assert list(both) == [None, "scale_shift"] and calls == [1, 1] and "aligned: scale_shift" in both["scale_shift"]["note"], "drawn once, measured twice"
+    found = both[None]
+    assert found["mean"]["absrel"] < 1e-6 and found["rows"]["nyu_0003"]["n"] == (PROTOCOLS["nyu"].valid(measured[2])).sum() < PROTOCOLS["nyu"].valid(filled[2]).sum()
+    owners.hypersim(tmp_path/"hypersim")
+    with pytest.raises(ValueError, match="no row of hypersim, split 'test'"): list(open_maps("hypersim", tmp_path/"hypersim"))
+    assert measure_folder(perfect("hypersim", tmp_path/"hypersim", split="val", limit=1), "hypersim", tmp_path/"hypersim", split="val", limit=1)["mean"]["absrel"] < 1e-6
+    owners.ade150(tmp_path/"ade")
+    for folder in (tmp_path/"ade", convert("ade20k-150", tmp_path/"ade", tmp_path/"converted")):
+        found = measure_folder(perfect("ade20k", folder), "ade20k", folder)
+        assert found["miou"] == 1. and found["pictures"] == 1
+    assert measure_folder(lambda pictures: [np.full((12, 20), 7)], "ade20k", tmp_path/"ade")["iou"][7] < .05
+    assert measure_folder(lambda pictures: [SegmentMap(np.full((12, 20), 1), {"nothing": (0, 0, 0), "wall": (9, 9, 9)})], "ade20k", tmp_path/"ade")["iou"][1] > 0
+    flat = measure_folder(lambda pictures: [Image.new("RGB", (20, 12), "red")], "ade20k", tmp_path/"ade")
+    assert flat["rows"]["ADE_val_00000001"]["drawn"] == 1 and "without their names" in flat["note"], "pictures are measured by their regions"
+    assert resized_classes(np.array([[1, 2]]), (2, 4)).tolist() == [[1, 1, 2, 2]]*2
+
+
+def test_a_model_that_draws_too_little_is_an_error(tmp_path):
+    owners.vkitti(tmp_path, size=(370, 1224))
+    with pytest.raises(ValueError, match="zip"): measure_folder(lambda pictures: [RAMP], "vkitti", tmp_path)
+
+
+@pytest.mark.parametrize("unit, lines", [("m", 2), ("relative", 1)])
+def test_a_checkpoint_is_measured_from_a_shell(tmp_path, monkeypatch, capsys, unit, lines):
+    owners.vkitti(tmp_path/"there", ("Scene01",), size=(370, 1224))
+    class Checkpoint:
+        processor = type("P", (), dict(protocol=dict(modalities=dict(depth=dict(near=0., far=80., unit=unit)))))
+        def perceive(self, pictures, name): return [DepthMap(np.full((44, 152), 12.34), 0, 80, unit) for _ in pictures]
+    monkeypatch.setattr(cooper, "load", lambda where: Checkpoint(), raising=False)
+    assert protocols.main(["vkitti", str(tmp_path/"there"), "--checkpoint", "mine", "--out", str(tmp_path/"found.json"), "--limit", "2"]) == 0
+    printed, found = capsys.readouterr().out.splitlines(), read_jsonl(tmp_path/"found.json")[0]
+    assert len(printed) == lines == len(found) and "aligned: scale_shift" in printed[-1] and "2 pictures" in printed[-1]
+    assert found["scale_shift"]["mean"]["absrel"] < 1e-3 and ("None" in found) == (unit == "m"), "what has no unit is not taken at its word"
+    assert protocols.main(["vkitti", str(tmp_path/"nowhere")]) == 1 and "no such folder" in capsys.readouterr().err

@@ -7,8 +7,9 @@ import cooper
 from cooper.core import decode_picture, encode_picture, resolve, write_jsonl
 from cooper.model.modalities import MODES, modality
 from cooper.perceive.scenes import CLASSES, Camera, load_facts, mirrored
-from cooper.reason.data import (FLAGS, FLIPPABLE, KINDS, MARGIN, Question, RATIO, ScenePictures, chain, chance_level, check_sft, comparing, comparing_rows, grounding, grounding_rows, measure, name,
-    questions, read_rl, read_sft, referable, rl_question, sft_rows, solution, split_questions, tools, vocabulary_texts, write_rl, write_sft)
+from cooper.model.processor import COOPERATE_SYSTEM
+from cooper.reason.data import (FLAGS, FLIPPABLE, KINDS, MARGIN, Question, RATIO, ScenePictures, chain, chance_level, check_sft, comparing, comparing_rows, convert_rl, convert_sft, main, grounding, grounding_rows, measure, name,
+    questions, read_rl, read_sft, referable, rl_question, sft_rows, solution, split_questions, tools, validate, vocabulary_texts, write_rl, write_sft)
 
 def some_room(seed):
     "Facts of a made-up scene: random places, colours, shapes and sizes."
@@ -350,3 +351,53 @@ def test_texts_for_a_tokenizer():
     words = " ".join(texts)
     assert texts == vocabulary_texts(resolve("data/scenes")/"test", scenes=5) and all(isinstance(t, str) for t in texts)
     assert all(w in words for w in ("closer to the camera", "segmentation", "<think>", "</depth-estimation>", "\\boxed{", "How many", "left or right", "Where are the"))
+
+RELEASED = dict(id=7, interleaved_reason=[dict(type="image_gen", value="data:image/png;base64," + encode_picture(provider("rgb", 8))), dict(type="text", value="?", need_loss="false"),
+    dict(type="text", value="<think>x</think>", need_loss="true"), dict(type="pic", value=encode_picture(provider("depth", 8)), need_loss="true"), dict(type="text", value="!", need_loss="true")])
+
+def test_the_released_supervised_file_becomes_our_rows(tmp_path):
+    path = write_jsonl(tmp_path/"Interleaved_SFT.jsonl", [RELEASED, RELEASED | dict(data_id=3)])
+    report = convert_sft(path, tmp_path/"ours.jsonl")
+    first, second = read_sft(tmp_path/"ours.jsonl")
+    assert (report.kept, len(report), first["data_id"], second["data_id"], first["id"]) == (2, 0, "sft-000001", "3", 7)
+    items = first["interleaved_reason"]
+    assert items[0] == dict(type="text", value=COOPERATE_SYSTEM, need_loss="false") and [i["need_loss"] for i in items if i["type"] == "image"] == ["false"]*2, "pictures are never learned there"
+    assert [i["value"] for i in items[1:]] == [i["value"] for i in RELEASED["interleaved_reason"]], "in the file's order"
+    convert_sft(tmp_path/"ours.jsonl", tmp_path/"again.jsonl")
+    assert (tmp_path/"again.jsonl").read_bytes() == (tmp_path/"ours.jsonl").read_bytes(), "the prompt is put first once"
+    convert_sft(path, tmp_path/"bare.jsonl", system="")
+    assert len(read_sft(tmp_path/"bare.jsonl")[0]["interleaved_reason"]) == 5
+
+@pytest.mark.parametrize("bad, words", [("{", "not JSON"), ("[]", "is a list"), ("{}", "'interleaved_reason' is missing"), ('{"interleaved_reason": [3]}', "item 1 .*is 3; expected an object"),
+    ('{"interleaved_reason": [{"type": "pic", "value": "@"}]}', "item 1 .*'value' is not base64")])
+def test_a_broken_released_row_is_named_or_counted(tmp_path, bad, words):
+    path = tmp_path/"Interleaved_SFT.jsonl"
+    path.write_text(json.dumps(RELEASED) + "\n" + bad + "\n")
+    with pytest.raises(ValueError, match=rf"Interleaved_SFT\.jsonl:2: .*{words}"): convert_sft(path, tmp_path/"out.jsonl")
+    assert not (tmp_path/"out.jsonl").exists(), "whole or not at all"
+    with pytest.warns(UserWarning, match="kept 1 rows, skipped 1"): report = convert_sft(path, tmp_path/"out.jsonl", on_bad="skip")
+    assert len(read_sft(tmp_path/"out.jsonl")) == 1 and "Interleaved_SFT.jsonl:2" in report[0]
+    path.write_text(bad + "\n")
+    with pytest.raises(ValueError, match="no row read from it; .*the first of 1 left out"): convert_sft(path, tmp_path/"none.jsonl", on_bad="skip")
+
+def test_the_released_questions_become_our_rows(tmp_path):
+    provider("rgb", 8).save(tmp_path/"a.png")
+    path = write_jsonl(tmp_path/"RL_data.jsonl", [RL | dict(data_id=12), RL | dict(flag="negative")])
+    convert_rl(path, tmp_path/"rl.jsonl", images=tmp_path)
+    assert [(r["data_id"], r["flag"]) for r in read_rl(tmp_path/"rl.jsonl", images=tmp_path)] == [("12", "boundary"), ("x", "negative")]
+    write_jsonl(path, [RL, RL | dict(image="gone.png")])
+    with pytest.raises(ValueError, match="RL_data.jsonl:2: 'image' is 'gone.png'"): convert_rl(path, tmp_path/"no.jsonl", images=tmp_path)
+    with pytest.raises(ValueError, match="on_bad is 'drop'"): convert_rl(path, tmp_path/"no.jsonl", on_bad="drop")
+
+def test_validate_tells_all_that_is_wrong(tmp_path, capsys):
+    path, provided = tmp_path/"mixed.jsonl", provider("rgb", 8).save(tmp_path/"a.png")
+    bad_sft = dict(interleaved_reason=[dict(type="vidoe", need_loss=True), *broken(1, value=NOT_A_PICTURE)["interleaved_reason"][1:]], mode="think")
+    rows = [GOOD, GOOD, bad_sft, RL, RL | dict(flag="postive", image="gone.png", question=" "), {"a": 1}]
+    path.write_text("\n".join([*map(json.dumps, rows), "3", "{"]) + "\n")
+    found = [f.split("mixed.jsonl:")[1] for f in validate(path, images=tmp_path)]
+    expected = ["3: 'mode' is 'think'", "3: item 0 .*'type' is 'vidoe'", "3: item 0 .*'value' is missing", "3: item 0 .*'need_loss' is True", "3: item 1 .*no readable picture",
+        "5: 'question' is ' '", "5: 'flag' is 'postive'", "5: 'image' is 'gone.png'", "5: 'data_id' is 'x', as in line 4", "6: has neither 'interleaved_reason' nor 'question'; the row has a", "7: is a int", "8: not JSON"]
+    assert len(found) == len(expected) and all(re.match(e, f) for e, f in zip(expected, found)), found
+    assert main(["validate", str(path)]) == 1 and main(["validate", str(path), "--limit", "2"]) == 0 and len(capsys.readouterr().out.splitlines()) == 11
+    assert main(["convert", "rl", str(path), str(tmp_path/"out.jsonl")]) == 1 and "mixed.jsonl:1: 'question' is missing" in capsys.readouterr().err
+    assert validate(write_jsonl(tmp_path/"none.jsonl", [])) == [f"{tmp_path/'none.jsonl'}: no row in it"]

@@ -1,5 +1,5 @@
 "The measurements of 45_speed: the plain way says what the engine says, scripts are said, limits are counted right, bad parameters are named."
-import json
+import json, types
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ import cooper.model.engine as engine_module
 from cooper.measure.speed import (ClockedEngine, Lab, Machine, PlainWay, SpeedParameters, distinct_thoughts, goals, least_work, random_cooper, real_size, said,
                                   save_metrics, scripted, speed_table, three_turns)
 from cooper.model.modeling import preset
+from cooper.model.transformer import after_attention, before_attention
 from grpo_house import miniature, room
 
 
@@ -49,8 +50,11 @@ def test_least_work_by_hand():
     assert Machine("m", 10., 100., "float32").least(200, 50) == 5 and Machine("m", 10., 100., "float32").least(2000, 50) == 20
 
 
-def test_a_lab_measures_and_writes(small, tmp_path):
+def test_a_lab_measures_and_writes(small, tmp_path, monkeypatch):
     lab = Lab(small, [room(0)], repeats=1)
+    monkeypatch.setattr(engine_module, "_can_build", lambda device: True)
+    monkeypatch.setattr(engine_module, "compiled_pieces", lambda name: (before_attention, after_attention)) # inductor takes a minute
+    assert lab.decode(2, 20, 2, plain=False, compiled=True)["what"] == "decode, compiled"
     rows = [lab.prefill(2), lab.decode(1, 20, 2), lab.decode(8, 20, 2, plain=False), lab.denoise(2, guided=True, context=20), lab.question(24)]
     group, split = lab.group(2, tokens=24)
     rows.append(group)
@@ -61,14 +65,17 @@ def test_a_lab_measures_and_writes(small, tmp_path):
     written = json.loads(save_metrics(tmp_path, machine=lab.machine, rows=rows, table=table, goals=wanted).read_text())
     assert written["rows"][0]["what"] == "prefill" and written["machine"]["copy_rate"] > 0
     assert distinct_thoughts(small) == ["full", "fast", "small"], "two steps without guidance: half is one, and a quarter is one"
-    assert torch.cuda.is_available() or real_size(SpeedParameters(), lab) is None
+    assert torch.cuda.is_available() or "No GPU was at hand" in real_size(SpeedParameters(), lab)
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_built(monkeypatch):
     import cooper.measure.speed as speed
     monkeypatch.setattr(speed.os, "sysconf", lambda name: 2 ** 17)
-    monkeypatch.setattr(speed.engines, "capacity_of", lambda config, dtype: engine_module.Capacity(29 * 2 ** 30, 1, 1, 1, 0, 0, 0))
-    with pytest.raises(ValueError, match="preset 'bagel-7b' has 29.0 GiB of weights in float32, and cpu has 16.0 GiB"): random_cooper("bagel-7b")
+    monkeypatch.setattr(speed.engines, "capacity_of", lambda *a, **b: engine_module.Capacity(29 * 2 ** 30, 2 ** 18, 2 ** 10, 2, 0, 2 ** 30, 0))
+    with pytest.raises(ValueError, match="'bagel-7b' needs 34.0 GiB: 29.0 of weights in float32 and 5.0 for 8 rollouts at work; cpu has 16.0 GiB free"): random_cooper("bagel-7b")
+    lab = types.SimpleNamespace(device="cuda", model=types.SimpleNamespace(device="cpu"))
+    assert real_size(SpeedParameters(), lab).startswith("The real size was not measured in this run: preset 'bagel-7b' needs 34.0 GiB")
+    assert "already" in real_size(SpeedParameters(preset="bagel-7b"), lab)
 
 
 @pytest.mark.parametrize("wrong, message", [(dict(batches="1,zero"), "'batches' is '1,zero'"), (dict(contexts="0"), "'contexts' is '0'"), (dict(preset="huge"), "expected 'bagel-7b', 'tiny' or ''"), (dict(repeats=0), "repeats")])

@@ -1,14 +1,19 @@
 """The supervised trainer: killed runs go on as if they had not been, half-written checkpoints are never seen."""
-import copy, dataclasses, functools, types
+import copy, dataclasses, functools, json, os, signal, types
 
-import pytest, torch
+import numpy as np, pytest, torch
 from PIL import Image
-from cooper.core import checked, resolve
+from cooper.core import checked, read_jsonl
+from cooper.model.checkpoint import load_model, save_model
+from cooper.model.modalities import Depth, modality
 from cooper.model.processor import tiny_protocol, train_tokenizer
+from cooper.model.sequence import pack
+from cooper.perceive import supervised
 from cooper.perceive.data import read_amg
+from cooper.perceive.parts import part_of
 from cooper.perceive.scenes import CLASSES, FAR, NEAR
 from cooper.perceive.supervised import (AmgExamples, AmgParameters, InterleavedExamples, Mixture, SftParameters, SupervisedConfig,
-    SupervisedTrainer, amg_rows, by_mode, LatentCache, fresh_cooper, measure_latents, newest_whole)
+    SupervisedTrainer, amg_rows, by_mode, LatentCache, fresh_cooper, load_map, measure_latents, newest_whole, train_stage, trained)
 from cooper.reason.data import sft_rows
 from grpo_house import miniature, room
 from house import cells
@@ -261,3 +266,336 @@ def test_parameters_out_of_range_fail_before_anything_runs(name, cls, value):
     ("is {'direct': 0}; expected at least one above 0", dict(mode_weights={"direct": 0})), ("'steps' is 0.*'copies' is -1", dict(copies=-1, steps=0))])
 def test_parameters_that_mean_nothing_fail_before_anything_runs(words, changes):
     with pytest.raises(ValueError, match=words): stage("20_sft", SftParameters, **changes)
+
+
+def part_trainer(model, out, examples, **options):
+    defaults = dict(max_steps=2, per_device_train_batch_size=2, learning_rate=1e-2, logging_steps=1, use_cpu=True, disable_tqdm=True, seed=3)
+    return SupervisedTrainer(model, SupervisedConfig(output_dir=str(out), **defaults | options), examples)
+
+
+def lively(model=None):
+    "A model that draws something: fresh ones draw nothing, and then nothing but the last layer has a gradient."
+    model = copy.deepcopy(model or made()[0])
+    with torch.no_grad(): model.llm2vae.weight.normal_(std=.02, generator=torch.Generator().manual_seed(0))
+    return model
+
+
+def gradients(model, sequences):
+    model.zero_grad()
+    batch = pack(sequences, model.config.geometry, [torch.Generator().manual_seed(i) for i, _ in enumerate(sequences)])
+    loss = model(batch)["loss"]
+    loss.backward()
+    return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def with_holes(folder, where, behind=0):
+    "A row whose depth is unknown where `where` is true; `behind` stands there in a map that has its own mask."
+    row, = read_amg("data/scenes/train/amg.jsonl", limit=1)
+    metres = np.asarray(Image.open(row.depth)).copy()
+    metres[where(*np.indices(metres.shape))] = behind
+    path = folder / f"depth{behind}.png"
+    Image.fromarray(metres.astype(np.uint16)).save(path)
+    return dataclasses.replace(row, depth=path)
+
+
+@pytest.mark.parametrize("side", ["left", "right", "top"])
+def test_a_hidden_half_is_neither_in_the_loss_nor_in_the_gradient(tmp_path, side):
+    """What stands behind the mask is changed, wildly: the loss and every gradient stay bit for bit. Without the mask they do not."""
+    model, processor = lively(), made()[1].parts[0].processor
+    where = {"left": lambda y, x: x < 64, "right": lambda y, x: x >= 64, "top": lambda y, x: y < 64}[side]
+    def loss(behind, masked):
+        row = with_holes(tmp_path, where, behind)
+        pictures, = amg_rows([row], processor, ["depth"])
+        if masked and behind: # the same hole, with something in it, in a map that brings its own mask
+            map = load_map(row, modality("depth", processor.protocol))
+            map.valid = ~where(*np.indices(map.values.shape))
+            class Own(Depth):
+                def load(self, row): return map
+            pictures = supervised._amg_pictures(row, [Own(processor.protocol["modalities"]["depth"])], processor)
+        examples = AmgExamples([pictures], processor, None, ["depth"], copies=1, flip=False)
+        return gradients(model, [examples.build(0, torch.Generator().manual_seed(0))])
+    (a, ga), (b, gb), (c, gc) = loss(0, True), loss(9000, True), loss(500, True)
+    assert a == b == c and torch.equal(ga, gb) and torch.equal(ga, gc) and ga.abs().sum() > 0
+    assert loss(9000, False)[0] != loss(500, False)[0]
+
+
+def test_only_patches_that_are_wholly_known_are_learned(tmp_path):
+    processor = made()[1].parts[0].processor
+    row = with_holes(tmp_path, lambda y, x: (x >= 33) & (y < 20))
+    pictures, = amg_rows([row], processor, ["depth"])
+    sequence = AmgExamples([pictures], processor, None, ["depth"], copies=1, flip=False).build(0, torch.Generator().manual_seed(0))
+    batch = pack([sequence], made()[0].config.geometry, [torch.Generator().manual_seed(0)])
+    cells = batch.flow[-batch.latent_lengths[-1]:].view(*(n // processor.clean[2] for n in pictures["rgb"].size[::-1]))
+    known = np.asarray(pictures["depth/valid"]) > 0
+    stride = processor.clean[2]
+    assert cells.tolist() == [[bool(known[y:y + stride, x:x + stride].all()) for x in range(0, known.shape[1], stride)] for y in range(0, known.shape[0], stride)]
+    assert 0 < (~cells).sum() < cells.numel()
+
+
+def test_the_loss_on_a_pack_is_the_mean_over_its_samples_run_alone(tmp_path):
+    """Weighted by what each learns, as in BAGEL ('token'), or each alike ('sample'): in a pack, and over passes that make one step."""
+    model, examples = lively(), made()[1]
+    sequences = [examples.build(0, torch.Generator().manual_seed(i)) for i in range(6)]
+    g = model.config.geometry
+    def run(ids, mean, n=None):
+        batch = pack([sequences[i] for i in ids], g, [torch.Generator().manual_seed(i) for i in ids])
+        with torch.no_grad(): out = model(batch)
+        found = supervised.shares(batch, out, (n if n is not None else supervised.targets(batch, mean)).tolist(), mean)
+        return torch.tensor([found["ce"], found["mse"]]), supervised.targets(batch, mean), out
+    for mean in ("token", "sample"):
+        whole, n, out = run(range(6), mean)
+        alone = [run([i], mean) for i in range(6)]
+        assert sum(m for _, m, _ in alone).tolist() == n.tolist()
+        expected = sum(loss * count for loss, count, _ in alone) / n
+        torch.testing.assert_close(whole.double(), expected.double(), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(sum(run(ids, mean, n)[0] for ids in ([0, 1, 2, 3], [4, 5])), whole, atol=1e-5, rtol=1e-5)
+        if mean == "token": torch.testing.assert_close(whole.sum(), out["loss"], atol=1e-5, rtol=1e-5)
+    assert len({int(count[0]) for _, count, _ in alone} | {int(run([i], "token")[1][0]) for i in range(6)}) > 1, "samples of one length would prove nothing"
+
+
+@pytest.mark.parametrize("mean", ["token", "sample"])
+def test_four_passes_of_one_example_are_one_pass_of_four(tmp_path, mean):
+    def run(name, **options):
+        trainer = part_trainer(lively(), tmp_path / name, made()[1], loss_mean=mean, **options)
+        trainer.fit()
+        return trainer.curves.points
+    one, four = run("one", per_device_train_batch_size=4), run("four", per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    assert one.keys() == four.keys()
+    for k in ("loss", "ce", "mse"): assert [v for _, v in one[k]] == pytest.approx([v for _, v in four[k]], abs=1e-5), k
+
+
+def test_packs_stay_within_their_budget_and_forget_nobody(tmp_path):
+    examples = made()[1].parts[1]
+    lengths = {supervised.tokens_of(e, k, torch.Generator()) for e, k in supervised.each_row(examples)}
+    budget = 2 * max(lengths) + 10
+    trainer = part_trainer(lively(), tmp_path, examples, per_device_train_batch_size=1, tokens_per_pack=budget, max_steps=3)
+    packs = trainer.train_dataset
+    for j in range(3):
+        batch = trainer.collate([packs[j]])["batch"]
+        assert len(batch) <= budget and len(batch.lengths) > 1
+    trainer.fit()
+    with pytest.raises(ValueError, match=r"\d+ of \d+ examples are longer than a pack of 100 tokens: .*\(\d+\).*Expected a larger budget, or skip_too_long"):
+        part_trainer(lively(), tmp_path / "b", examples, tokens_per_pack=100)
+    middle = sorted(lengths)[len(lengths) // 2]
+    with pytest.warns(UserWarning, match=f"longer than a pack of {middle} tokens.*they are left out"):
+        left = part_trainer(lively(), tmp_path / "c", examples, tokens_per_pack=middle, skip_too_long=True).train_dataset.left_out
+    assert {n for _, n in left} == {n for n in lengths if n > middle}
+    assert [tuple(row.values()) for row in read_jsonl(tmp_path / "c/left_out.jsonl")] == left
+
+
+def test_told_lengths_are_those_of_the_sequences():
+    model, examples = made()
+    for i in range(6):
+        told = examples.tokens(0, torch.Generator().manual_seed(i))
+        assert told == supervised.token_count(examples.build(0, torch.Generator().manual_seed(i)), model.config.geometry)
+
+
+def test_conditions_are_left_out_as_often_as_said_and_targets_never():
+    _, examples = made()
+    def build(shares, i): return supervised.Dropout(examples, shares).build(0, torch.Generator().manual_seed(i))
+    for i in range(8):
+        whole, without = examples.build(0, torch.Generator().manual_seed(i)), build({c: 1. for c in supervised.CONDITIONS}, i)
+        learned = lambda s: sum(sum(x.learn) for x in s.segments if hasattr(x, "ids"))
+        assert learned(whole) == learned(without) and [p.view for p in whole.pictures].count("noised") == [p.view for p in without.pictures].count("noised")
+        assert (len(whole) == len(without)) == (learned(whole) > 0), "where words are learned, all stays"
+    amg = examples.parts[0]
+    gone = sum(not any(hasattr(s, "ids") for s in supervised.Dropout(amg, {"text": .25}).build(0, torch.Generator().manual_seed(i)).segments) for i in range(400))
+    assert 70 < gone < 130
+
+
+def test_the_training_timesteps_are_shifted(tmp_path):
+    amg = made()[1].parts[0]
+    def times(shift):
+        t = part_trainer(lively(), tmp_path, amg, timestep_shift=shift)
+        return torch.cat([t.collate([t.train_dataset[i]])["batch"].timesteps for i in range(2)])
+    plain, own, far = times(1.), times(0.), times(9.)
+    noised = plain > 0
+    torch.testing.assert_close(far[noised], 9 * plain[noised] / (1 + 8 * plain[noised]))
+    torch.testing.assert_close(own[noised], 3 * plain[noised] / (1 + 2 * plain[noised])) # the tiny preset's own is 3
+
+
+def test_killed_across_the_end_of_an_epoch_in_packs_goes_on_bit_for_bit(tmp_path, monkeypatch):
+    "Three rows, so that every step is another epoch; packs are open when the run is killed."
+    examples = AmgExamples(made()[1].parts[0].rows[:3], made()[1].parts[0].processor, made()[1].parts[0].latents, copies=1)
+    options = dict(per_device_train_batch_size=1, tokens_per_pack=900, save_steps=2, max_steps=5, gradient_accumulation_steps=2)
+    straight = part_trainer(lively(), tmp_path / "a", examples, **options); straight.fit()
+    step, count = SupervisedTrainer.training_step, []
+    def dying(self, *a, **k):
+        count.append(1)
+        if len(count) == 8: raise Killed
+        return step(self, *a, **k)
+    monkeypatch.setattr(SupervisedTrainer, "training_step", dying)
+    with pytest.raises(Killed): part_trainer(lively(), tmp_path / "b", examples, **options).fit()
+    monkeypatch.undo()
+    again = part_trainer(lively(), tmp_path / "b", examples, **options); again.fit()
+    assert same(again.model, straight.model) and losses_of(again) == losses_of(straight)
+    assert max(max(again.train_dataset.positions(j)) for j in range(4)) > len(examples), "an epoch has ended"
+
+
+def losses_of(trainer): return {k: v for k, v in trainer.curves.points.items() if k in ("loss", "ce", "mse")}
+
+
+class Fatal:
+    "Examples one of which ends the process that builds it, as if it had been killed, while a file is there."
+    def __init__(self, examples, flag): self.examples, self.flag = examples, flag
+    def __len__(self): return len(self.examples)
+    def contents(self): return self.examples.contents()
+    def build(self, k, generator):
+        if self.flag.exists() and torch.utils.data.get_worker_info() and torch.rand((), generator=copy_of(generator)).item() < .3: os.kill(os.getpid(), signal.SIGKILL)
+        return self.examples.build(k, generator)
+
+
+def copy_of(generator):
+    new = torch.Generator(); new.set_state(generator.get_state())
+    return new
+
+
+def test_killed_in_a_loader_worker_goes_on_bit_for_bit(tmp_path):
+    flag = tmp_path / "flag"
+    examples = Fatal(made()[1].parts[0], flag)
+    options = dict(save_steps=1, max_steps=4, per_device_train_batch_size=1)
+    straight = part_trainer(lively(), tmp_path / "a", examples, **options); straight.fit()
+    flag.touch()
+    with pytest.raises(RuntimeError, match="worker.*(killed|exited)"): part_trainer(lively(), tmp_path / "b", examples, dataloader_num_workers=1, **options).fit()
+    flag.unlink()
+    again = part_trainer(lively(), tmp_path / "b", examples, dataloader_num_workers=1, **options); again.fit()
+    assert same(again.model, straight.model) and losses_of(again) == losses_of(straight)
+
+
+@pytest.mark.parametrize("where", ["_save_optimizer_and_scheduler", "_publish", "_save_rng_state"])
+def test_killed_at_any_moment_of_saving_goes_on_bit_for_bit(tmp_path, monkeypatch, where):
+    examples = made()[1].parts[0]
+    options = dict(save_steps=1, max_steps=3, per_device_train_batch_size=1)
+    straight = part_trainer(lively(), tmp_path / "a", examples, **options); straight.fit()
+    original, count = getattr(SupervisedTrainer, where), []
+    def dying(self, *a, **k):
+        count.append(1)
+        if len(count) == 2: raise Killed # while the second checkpoint is written
+        return original(self, *a, **k)
+    monkeypatch.setattr(SupervisedTrainer, where, dying)
+    with pytest.raises(Killed): part_trainer(lively(), tmp_path / "b", examples, **options).fit()
+    monkeypatch.undo()
+    assert newest_whole(tmp_path / "b").name == "checkpoint-1"
+    again = part_trainer(lively(), tmp_path / "b", examples, **options); again.fit()
+    assert same(again.model, straight.model) and losses_of(again) == losses_of(straight)
+
+
+def run_stage(folder, model=None, **changes):
+    "A stage of two steps over four rows; the trainer."
+    amg = made()[1].parts[0]
+    p = AmgParameters(**dict(out=str(folder), steps=2, batch_size=2, copies=1, learning_rate=1e-2, warmup_steps=0) | changes)
+    model = model or lively()
+    return train_stage(p, "amg", model, amg.processor, amg, read_amg("data/scenes/test/amg.jsonl", limit=2))
+
+
+def test_held_out_drawings_do_not_touch_the_training(tmp_path):
+    plain, watched = run_stage(tmp_path / "a"), run_stage(tmp_path / "b", evaluate_every=1)
+    assert same(plain.model, watched.model) and losses_of(plain) == losses_of(watched)
+    assert [s for s, _ in watched.curves.points["depth/AbsRel"]] == [1, 2] and 0 <= watched.curves.last("segmentation/mIoU") <= 1
+    assert sorted(p.name for p in (tmp_path / "b/amg").glob("drawn-*.png")) == ["drawn-000001.png", "drawn-000002.png"]
+
+
+@pytest.mark.parametrize("options, learns", [(dict(freeze="vision,understanding"), {"connector", "embeddings", "generation", "drawing"}),
+    (dict(lora="generation"), {"generation"}), (dict(lora="both", lora_also="drawing"), {"understanding", "generation", "drawing"})])
+def test_only_the_named_parts_change(tmp_path, options, learns):
+    before = lively()
+    names = list(before.state_dict())
+    after = run_stage(tmp_path, copy.deepcopy(before), **options).model
+    assert list(after.state_dict()) == names, "adapters are merged: the names are the old ones"
+    changed = {part_of(n) for n, p in after.named_parameters() if not torch.equal(p, dict(before.named_parameters())[n])}
+    assert changed <= learns and {"generation"} <= changed and ("drawing" in changed) == ("drawing" in learns)
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path):
+    assert same(run_stage(tmp_path / "a").model, run_stage(tmp_path / "b", gradient_checkpointing=True).model)
+
+
+def test_bfloat16_computes_while_the_weights_stay_float32(tmp_path):
+    exact, rough = run_stage(tmp_path / "a"), run_stage(tmp_path / "b", bf16=True)
+    assert {p.dtype for p in rough.model.parameters()} == {torch.float32}
+    (_, a), (_, b) = exact.curves.points["loss"][0], rough.curves.points["loss"][0]
+    assert a != b and b == pytest.approx(a, rel=.02)
+    with pytest.raises(ValueError, match="weights to be learned are torch.bfloat16.*Expected torch.float32"): run_stage(tmp_path / "c", lively().bfloat16())
+
+
+def test_adapters_of_a_killed_run_go_on_bit_for_bit(tmp_path):
+    options = dict(lora="generation", lora_rank=2, steps=3, save_steps=1)
+    straight = run_stage(tmp_path / "a", **options)
+    run_stage(tmp_path / "b", stop_after=1, **options)
+    assert same(run_stage(tmp_path / "b", **options).model, straight.model)
+
+
+def test_the_paper_is_a_preset_and_defaults_stand_in_the_notebooks():
+    for name, cls in (("10_amg", AmgParameters), ("20_sft", SftParameters)):
+        assert stage(name, cls) == cls(), f"the parameters of {name} are not the defaults of {cls.__name__}"
+    amg, sft = AmgParameters(preset="paper"), SftParameters(preset="paper", save_steps=50)
+    assert (amg.steps, amg.save_steps, sft.steps, sft.save_steps) == (6000, 2000, 600, 50)
+    for p in (amg, sft):
+        c = p.config("x")
+        assert (c.learning_rate, c.lr_scheduler_type, c.warmup_steps, c.adam_beta1, c.adam_beta2, c.adam_epsilon, c.weight_decay, c.max_grad_norm) == \
+            (5e-6, "constant_with_warmup", 500, .9, .95, 1e-15, 0, 1.)
+        assert (c.ema_decay, c.ema_warmup, c.tokens_per_pack, c.per_device_train_batch_size, c.timestep_shift, c.bf16, c.gradient_checkpointing, p.freeze) == \
+            (.995, False, 10240, 1, 1., True, True, "vision")
+    with pytest.raises(ValueError, match="'preset' is 'papre'; expected one of tiny, paper"): AmgParameters(preset="papre")
+
+
+def test_replay_keeps_words_among_the_drawings(tmp_path):
+    rows = [r for r in sft_rows("data/scenes/train", scenes=1, per_scene=2, modes=("direct",))]
+    (tmp_path / "replay.jsonl").write_text("".join(json.dumps({"interleaved_reason": r["interleaved_reason"]}) + "\n" for r in rows))
+    amg = made()[1].parts[0]
+    p = AmgParameters(scenes=2, replay=str(tmp_path / "replay.jsonl"), replay_weight=.5, copies=1)
+    examples = supervised.amg_examples(p, made()[0], amg.processor)
+    learned = {any(hasattr(s, "ids") and any(s.learn) for s in examples.build(0, torch.Generator().manual_seed(i)).segments) for i in range(12)}
+    assert learned == {True, False}
+    with pytest.raises(ValueError, match="'replay' is '' and 'replay_weight' 0.5; expected both or neither"): AmgParameters(replay_weight=.5)
+    (tmp_path / "replay.jsonl").write_text('{"question": "?"}\n')
+    with pytest.raises(ValueError, match=r"replay.jsonl:1: 'interleaved_reason' is None"): supervised.amg_examples(p, made()[0], amg.processor)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    return save_model(lively(), made()[1].parts[0].processor, tmp_path_factory.mktemp("start") / "model")
+
+
+def test_two_processes_give_the_losses_of_one(start, tmp_path):
+    "Started as a RUN notebook starts them. The same data: two processes with two examples each, one with four."
+    options = dict(checkpoint=str(start), scenes=4, copies=1, steps=3, learning_rate=1e-2, warmup_steps=0, dropout={"text": .3, "pictures": .3})
+    one, two = (AmgParameters(**options, batch_size=b, num_processes=n, strategy="cpu", out=str(tmp_path / str(n))) for b, n in ((4, 1), (2, 2)))
+    (a, curves_a), (b, curves_b) = (trained(p, "amg", *load_model(start), supervised.amg_examples, "cooper.perceive.supervised") for p in (one, two))
+    assert [v for _, v in curves_a.points["loss"]] == pytest.approx([v for _, v in curves_b.points["loss"]], abs=1e-5)
+    for x, y in zip(a.state_dict().values(), b.state_dict().values()): torch.testing.assert_close(x, y, atol=1e-4, rtol=1e-4)
+    said = [json.loads(line) for line in (tmp_path / "2/launch/progress.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in said if "logs" in r][:3] == [1, 2, 3], "what the cell follows"
+
+
+def test_a_failing_worker_fails_the_cell_with_its_own_error(start, tmp_path):
+    p = AmgParameters(checkpoint=str(start), data=str(tmp_path / "nowhere"), num_processes=2, strategy="cpu", out=str(tmp_path / "out"))
+    with pytest.raises(RuntimeError, match=r"cooper.perceive.supervised failed in worker [01] of 2:(?s:.*)FileNotFoundError: .*nowhere/amg.jsonl: no such file"):
+        trained(p, "amg", *load_model(start), supervised.amg_examples, "cooper.perceive.supervised")
+
+
+def test_the_average_of_divided_weights_is_that_of_whole_ones():
+    "Weights as FSDP2 lays them out, over one process here; half-way through, the average is put together, as for a checkpoint, and laid out again."
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        plain = torch.nn.Linear(4, 3)
+        divided, found = copy.deepcopy(plain), []
+        fully_shard(divided, mesh=init_device_mesh("cpu", (1,)))
+        for model in (plain, divided):
+            average = supervised.WeightAverage(.9)
+            average.on_train_begin(None, None, None, model)
+            for step in range(1, 5):
+                with torch.no_grad():
+                    for p in model.parameters(): p.mul_(1.5)
+                average.on_step_end(None, types.SimpleNamespace(global_step=step), None, model)
+                if step == 2:
+                    average.weights = {k: supervised._whole(v).clone() for k, v in average.weights.items()}
+                    average.on_train_begin(None, None, None, model)
+            average.apply(model)
+            found.append({k: supervised._whole(p) for k, p in model.named_parameters()})
+        assert hasattr(next(divided.parameters()), "device_mesh")
+        for k in found[0]: assert torch.equal(found[0][k], found[1][k]), k
+    finally: dist.destroy_process_group()

@@ -13,19 +13,19 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from ..core import NotBuilt, generator, progress
+from ..core import generator, progress
 from .checkpoint import load_model, save_model, warn_if_plain
 from .modalities import decoded_picture, modality
 from .modeling import CooperForConditionalGeneration, log_probabilities
 from .processor import RENORMS, Resize, check_number, check_sampler, read_picture, to_pixels
 from .sequence import PictureSegment, Sequence, TextSegment, pack, shift_timestep, unpatchify
 from .traces import Step, Trace, parse_turn, read_answer
-from .transformer import Cache, make_plan
+from .transformer import Cache, Recorded, check_backend, compiled_pieces, make_plan
 
 # %% auto #0
 __all__ = ['THOUGHTS', 'BUDGETS', 'nucleus', 'pick', 'guide', 'Sampler', 'think', 'read', 'token_count', 'passes', 'Canvas',
-           'canvas', 'Brush', 'denoise', 'latents_of', 'draw', 'decode_drawings', 'Request', 'Event', 'NoRoom',
-           'Engine', 'bytes_per_token', 'Capacity', 'capacity_of', 'Cooper', 'load']
+           'canvas', 'Brush', 'denoise', 'latents_of', 'draw', 'decode_drawings', 'decoding_bytes', 'Request', 'Event',
+           'NoRoom', 'Engine', 'bytes_per_token', 'Capacity', 'capacity_of', 'Cooper', 'load']
 
 # %% ../../nbs/09_engine.ipynb #fbdfcd66
 def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
@@ -111,11 +111,12 @@ def read(
     slots: list[int], # cache slot of each sequence
     sequences: list[Sequence], # what to read
     positions: list[int], # rotary position at which each goes on
+    attention: str = "sdpa", # one of `BACKENDS`
 ) -> tuple[Tensor, list[int], Tensor]: # hidden state of each last token (B, D), next positions, all hidden states (N, D)
     "Prefill: append sequences to their slots."
     batch = pack(sequences, model.config.geometry, positions=positions).to(model.device)
     x = model.embed(batch, model.latent_tokens(batch))
-    hidden = model.language_model.model(x, batch, cache, slots)
+    hidden = model.language_model.model(x, batch, cache, slots, attention=attention)
     ends = torch.tensor(batch.lengths, device=model.device).cumsum(0) - 1
     return hidden[ends], batch.next_positions, hidden
 
@@ -165,6 +166,7 @@ class Brush:
     "Velocities of drawings in contexts: packed and planned once."
     def __init__(self, model: CooperForConditionalGeneration, cache: Cache,
         rows: list[tuple[Canvas, int]], # a drawing, and in which of its contexts
+        attention: str = "sdpa", # one of `BACKENDS`
     ):
         self.model, self.cache, self.rows = model, cache, rows
         blank = [Sequence([PictureSegment(None, "noised", latents=torch.zeros(c.shape), noise=torch.zeros(c.x.shape), timestep=0.)]) for c, _ in rows]
@@ -173,7 +175,7 @@ class Brush:
             self.batch.latent_positions = torch.cat([_where(c, model.config.geometry) for c, _ in rows])
         self.batch = self.batch.to(model.device)
         self.slots = [c.slots[b] for c, b in rows]
-        self.plan = make_plan(self.batch, model.config.text_config, cache, self.slots)
+        self.plan = make_plan(self.batch, model.config.text_config, cache, self.slots, attention)
     @torch.no_grad()
     def __call__(self, timesteps: list[float]) -> list[Tensor]: # (tokens, channels) of each row
         "Velocity of every row at its own timestep."
@@ -209,13 +211,23 @@ def draw(model, cache: Cache, canvases: list[Canvas], sampler: Sampler, on_step=
         if on_step: on_step(t, before, [c.v for c in canvases])
     return [latents_of(model, c, c.x) for c in canvases]
 
-def decode_drawings(model, latents: list[Tensor]) -> list[Tensor]:
-    "Decode drawings, pictures of one size together: pixels (3, H, W) in [-1, 1]."
+def decode_drawings(model, latents: list[Tensor],
+    memory: float = math.inf, # bytes that the autoencoder may take at once; a drawing that needs more goes alone
+) -> list[Tensor]:
+    "Decode drawings, pictures of one size together as far as memory goes: pixels (3, H, W) in [-1, 1]."
     out, sizes = [None] * len(latents), {}
     for i, z in enumerate(latents): sizes.setdefault(z.shape, []).append(i)
-    for group in sizes.values():
-        for i, p in zip(group, model.decode_latents(torch.stack([latents[i] for i in group])).float().clamp(-1, 1).cpu()): out[i] = p
+    for shape, same in sizes.items():
+        for part in passes([decoding_bytes(model.config, shape, model.vae.dtype)] * len(same), memory):
+            pixels = model.decode_latents(torch.stack([latents[same[i]] for i in part])).float().clamp(-1, 1).cpu()
+            for i, p in zip(part, pixels): out[same[i]] = p
     return out
+
+def decoding_bytes(config, shape: tuple[int, int, int], dtype) -> int:
+    "What the autoencoder takes to decode latents (C, h, w), an estimate: four tensors of its widest level."
+    channels, cells = config.vae_config["block_out_channels"], shape[1] * shape[2]
+    levels = [channels[min(i + 1, len(channels) - 1)] * cells * (config.latent_downsample >> i) ** 2 for i in range(len(channels))] # a level is fed by the one below it
+    return 4 * max(levels) * dtype.itemsize
 
 # %% ../../nbs/09_engine.ipynb #54727f48
 BUDGETS = ("max_turns", "max_new_tokens", "max_tokens", "max_pictures", "max_seconds")
@@ -242,6 +254,8 @@ class Request:
     top_p: float | None = None
     on_event: Callable | None = None # is called with each `Event`
     asked: int | None = None # segments of the question; None: all of `sequence`
+    needed: int = 0 # tokens it may come to, from the moment it is submitted
+    waited: int = 0 # strokes for which it has waited for others who draw
     slot: int = -1 # of the store; -1: none
     position: int = 0
     pending: list = field(default_factory=list) # segments to read
@@ -332,14 +346,15 @@ class Engine:
         batch_size: int = 32, # requests at once; more wait in a queue
         thought: str = "full", # one of `THOUGHTS`: steps, guidance and resolution of drawings
         sampler: dict | Sampler | None = None, # changes to the sampler of that thought; a `Sampler` stands for itself
-        memory: float | None = None, # GiB for keys and values; None: on a GPU 80 % of what is free, else no limit
+        memory: float | None = None, # GiB for keys and values; None: on a GPU 90 % of what is free beside the largest pass, else no limit
         context: int | None = None, # tokens of a place; None: as many as the requests at hand may come to
         gather: float = 0.5, # drawings begin when this share of the requests at work wants to draw; 0: at once
+        patience: int = 64, # strokes that a drawing waits for company at most
         tokens_per_pass: int = 16384, # of prompts or drawings
-        compile: bool = False):
-        if compile: raise NotBuilt("decoding with torch.compile or CUDA graphs", "Engine(compile=False) runs the layers as they are")
+        attention: str | dict = "sdpa", # one of `BACKENDS`; or some of read, write, draw -> one of them
+        compile: bool | str = False): # words through torch.compile, on a GPU as CUDA graphs too; or the name of another backend of torch.compile
         check_number("Engine: temperature", temperature, 0); check_number("Engine: top_p", top_p, 0, 1, above=True); check_number("Engine: gather", gather, 0, 1)
-        for name, value in (("batch_size", batch_size), ("tokens_per_pass", tokens_per_pass)): check_number(f"Engine: {name}", value, 1, whole=True)
+        for name, value in (("batch_size", batch_size), ("tokens_per_pass", tokens_per_pass), ("patience", patience)): check_number(f"Engine: {name}", value, 1, whole=True)
         for name, value in (("max_new_tokens", max_new_tokens), ("max_turns", max_turns)):
             check_number(f"Engine: {name}", 0 if value is None else value, 0, whole=True)
         for name, value in (("max_tokens", max_tokens), ("context", context)): check_number(f"Engine: {name}", 1 if value is None else value, 1, whole=True)
@@ -347,12 +362,15 @@ class Engine:
         for name, value in (("max_seconds", max_seconds), ("memory", memory)): check_number(f"Engine: {name}", 1 if value is None else value, 0, above=True)
         self.model, self.processor, self.protocol = model, processor, processor.protocol
         self.sampler = _sampler(self.protocol, thought, sampler)
-        self.temperature, self.top_p, self.batch_size, self.gather = temperature, top_p, batch_size, gather
+        self.temperature, self.top_p, self.batch_size, self.gather, self.patience = temperature, top_p, batch_size, gather, patience
         self.max_turns, self.max_new_tokens = max_turns or self.protocol["max_turns"], max_new_tokens or self.protocol["max_new_tokens"]
         self.max_tokens, self.max_pictures, self.max_seconds = max_tokens, max_pictures, max_seconds
         self.memory, self.context, self.tokens_per_pass = memory, context, tokens_per_pass
         self.vocabulary = processor.vocabulary
         self.queue, self.cache, self._keys, self._latents, self._faults = deque(), None, WeakKeyDictionary(), {}, []
+        self.attention = _attention(attention, self)
+        self.pieces = compiled_pieces(_compiler(compile, model, self.attention["write"])) if compile else None
+        self._graphs = {} if compile and model.device.type == "cuda" else None # (rows, keys) -> `Recorded`
     @property
     def recorded_temperature(self) -> float:
         "The temperature of recorded log-probabilities; greedy decoding records those of temperature 1."
@@ -368,6 +386,36 @@ def _sampler(protocol, thought, changes):
     return replace(think(thought, Sampler(**protocol["sampler"])), **(changes or {}))
 
 # %% ../../nbs/09_engine.ipynb #4ce7afe6
+def _attention(given, engine) -> dict: # read, write, draw -> one of `BACKENDS`
+    chosen = dict.fromkeys(("read", "write", "draw"), given if isinstance(given, str) else "sdpa")
+    unknown = set({} if isinstance(given, str) else given) - set(chosen)
+    if unknown: raise ValueError(f"Engine: attention has {', '.join(map(repr, sorted(unknown)))}; expected some of {', '.join(chosen)}")
+    if not isinstance(given, str): chosen |= given
+    for name in chosen.values(): check_backend(name)
+    if "flash_attention_2" in chosen.values() and engine.dtype not in (torch.float16, torch.bfloat16):
+        raise ValueError(f"Engine: attention is 'flash_attention_2' and the model is in {engine.dtype}; expected torch.bfloat16 or torch.float16, or another attention")
+    return chosen
+
+def _compiler(compile, model, attention) -> str: # a backend of torch.compile that can work here
+    name, device = "inductor" if compile is True else compile, model.device.type
+    known = torch.compiler.list_backends(exclude_tags=())
+    if name not in known: raise ValueError(f"Engine: compile is {compile!r}; expected True, False or one of {', '.join(map(repr, known))}")
+    if len(set(getattr(model, "hf_device_map", {}).values())) > 1: raise ValueError("Engine: compile is for a model on one device, and this one is spread over several; expected compile=False")
+    if device == "cuda" and attention != "sdpa":
+        raise ValueError(f"Engine: compile on a GPU records CUDA graphs of writing with sdpa, and attention for it is {attention!r}; expected one of both: compile=False, or dict(write='sdpa')")
+    if name == "inductor" and not _can_build(device):
+        raise ValueError(f"Engine: compile needs {'Triton' if device == 'cuda' else 'a C++ compiler (g++ or clang++, or the one that CXX names)'}, and there is none; expected it, or compile=False")
+    return name
+
+def _can_build(device) -> bool: # does torch.compile find what it needs to make code?
+    if device == "cuda":
+        from torch.utils._triton import has_triton
+        return has_triton()
+    from torch._inductor import cpp_builder, exc
+    try: return bool(cpp_builder.get_cpp_compiler())
+    except (exc.InvalidCxxCompiler, OSError): return False
+
+# %% ../../nbs/09_engine.ipynb #709f4a29
 @patch
 def request(self: Engine,
     picture, # path or PIL picture, or a list of them
@@ -409,7 +457,7 @@ def group(self: Engine, picture, question, mode, seeds: list[tuple], **budgets) 
     first = self.request(picture, question, mode, seeds[0], **budgets)
     return [first] + [replace(first, seed=tuple(s), todo=list(first.todo), pending=[], steps=[], ids=[], logprobs=[]) for s in seeds[1:]]
 
-# %% ../../nbs/09_engine.ipynb #709f4a29
+# %% ../../nbs/09_engine.ipynb #d98a4b0b
 @patch
 @torch.no_grad()
 def step(self: Engine) -> bool: # is anything left to do?
@@ -436,7 +484,10 @@ def active(self: Engine) -> dict:
 def _settle(self: Engine, request): # its budgets; NoRoom if they are too large
     for name in (*BUDGETS, "temperature", "top_p"):
         if getattr(request, name) is None: setattr(request, name, getattr(self, name))
+    if request.mode == "perceive" and request.max_pictures is not None: # the others are not drawn
+        request.todo = request.todo[:max(0, request.max_pictures - request.drawings - bool(request.wants))]
     self._fits(request)
+    request.needed = self.need(request)
 
 @patch
 def submit(self: Engine, request: Request) -> Request:
@@ -467,7 +518,7 @@ def run(self: Engine, requests: list[Request], show_progress: bool = False) -> l
     except BaseException: self._shut(); raise
     return [self._trace(r) for r in requests]
 
-# %% ../../nbs/09_engine.ipynb #e83e81e6
+# %% ../../nbs/09_engine.ipynb #25245275
 @patch
 def need(self: Engine, r: Request) -> int:
     "Tokens that a request may come to at most, a drawing in progress included."
@@ -480,15 +531,18 @@ def need(self: Engine, r: Request) -> int:
     if not drawings or not r.pictures: return int(n)
     kinds = [modality(name, self.protocol) for name in self.protocol["modalities"]]
     requests = max((len(self.processor.text(m.request).ids) for m in kinds), default=0) if r.todo else 0
-    (C, h, w), views = self._shape(r, 1.0), self._looks(r)
-    back = max((sum(views[v] for v in m.views) for m in kinds), default=0) + (len(self.processor.reflection().ids) if r.mode == "cooperate" else 0)
+    (C, h, w) = self._shape(r, 1.0)
+    back = max((self._looks(r, m) for m in kinds), default=0) + (len(self.processor.reflection().ids) if r.mode == "cooperate" else 0)
     return int(n + drawings * (requests + (back if r.mode != "draw" else 0)) + (h * w) // g.latent_patch ** 2 + 2)
 
 @patch
-def _looks(self: Engine, r) -> dict: # tokens of a drawing in each view
-    g, (w, h) = self.model.config.geometry, Resize(*self.processor.clean).size(*r.pictures[-1].size)
+def _looks(self: Engine, r, m) -> int: # tokens of a map of this modality in its views: a drawing, or what is given for it
+    g, made = self.model.config.geometry, r.given.get(m.name)
+    size = r.pictures[-1].size if made is None else (m.to_picture(made) if isinstance(made, m.map_type) else made).size
+    w, h = Resize(*self.processor.clean).size(*size)
     W, H = Resize(*self.processor.vision).size(w, h)
-    return {"clean": (h // g.latent_stride) * (w // g.latent_stride) + 2, "vision": (H // g.vision_patch) * (W // g.vision_patch) + 2}
+    views = {"clean": (h // g.latent_stride) * (w // g.latent_stride) + 2, "vision": (H // g.vision_patch) * (W // g.vision_patch) + 2}
+    return sum(views[v] for v in m.views)
 
 @patch
 def _shape(self: Engine, r, resolution=None): # (C, h, w) of a drawing's latents
@@ -497,12 +551,21 @@ def _shape(self: Engine, r, resolution=None): # (C, h, w) of a drawing's latents
     down = self.model.config.latent_downsample
     return (g.latent_channels, *(max(1, round(side * share / g.latent_stride)) * g.latent_stride // down for side in (h, w)))
 
-# %% ../../nbs/09_engine.ipynb #2eb35bb6
+# %% ../../nbs/09_engine.ipynb #ce09b8fa
 @patch(as_prop=True)
 def _room(self: Engine) -> float: # bytes for keys and values
     if self.memory is not None: return self.memory * 2 ** 30
-    held = self.cache.store.numel() * self.cache.store.element_size() if self.cache is not None else 0
-    return 0.8 * (torch.cuda.mem_get_info(self.model.device)[0] + held) if self.model.device.type == "cuda" else math.inf
+    if self.model.device.type != "cuda": return math.inf
+    return max(0., 0.9 * (self._free + self._held) - self.capacity(math.inf).working)
+
+@patch(as_prop=True)
+def _free(self: Engine) -> int: # bytes of a GPU: what the driver can give, and what torch holds and does not use
+    device = self.model.device
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+@patch(as_prop=True)
+def _held(self: Engine) -> int: # bytes of the open store
+    return self.cache.store.numel() * self.cache.store.element_size() if self.cache is not None else 0
 
 @patch
 def _place_bytes(self: Engine, context): # of a place with its slots for guidance
@@ -526,11 +589,12 @@ def _fits(self: Engine, r):
 @patch
 def _open(self: Engine, most: int | None = None):
     "Take the store: as many places as are wanted and fit, each for the longest request that waits."
-    context = self.context or max(self.need(r) for r in self.queue)
+    context = self.context or max(r.needed for r in self.queue)
     fit = self._room / self._place_bytes(context)
     if fit < 1: raise NoRoom(f"a place of {context} tokens takes {_gib(self._place_bytes(context))} of keys and values, and there are {_gib(self._room)}")
     n = int(min(self.batch_size, fit, most or math.inf))
-    self.cache = Cache(self.model.config.text_config, n * len(self.sampler.branches()), context, self.model.device, self.dtype, grows=False)
+    spare = self._graphs is not None # a column for who does not write, see `_recorded`
+    self.cache, self.place = Cache(self.model.config.text_config, n * len(self.sampler.branches()), context + spare, self.model.device, self.dtype, grows=False), context
     self.places, self.held, self._brushes, self.was = [None] * n, {}, [], self.model.training
     self.model.eval()
 
@@ -539,6 +603,7 @@ def _drop(self: Engine):
     "Give the store back."
     if self.cache is not None: self.model.train(self.was)
     self.cache, self.held, self._brushes = None, {}, []
+    if self._graphs: self._graphs.clear()
     self._latents.clear() # weights may change before the next request comes
 
 @patch
@@ -546,14 +611,14 @@ def _shut(self: Engine):
     "Give up: requests that are still here are forgotten."
     self.queue.clear(); self._faults.clear(); self._drop()
 
-# %% ../../nbs/09_engine.ipynb #ce09b8fa
+# %% ../../nbs/09_engine.ipynb #7a5c1ce7
 @patch
 def _enter(self: Engine):
     if not self.queue: return
     if self.cache is None: self._open()
     for slot in [s for s, r in enumerate(self.places) if r is None]:
         if not self.queue: return
-        if self.need(self.queue[0]) > self.cache.capacity:
+        if self.queue[0].needed > self.place:
             if not self.active: self._drop(); self._enter()
             return
         self._begin(self.queue.popleft(), slot)
@@ -591,9 +656,9 @@ def _tell(self: Engine, r, kind, **what):
 @patch
 def _trace(self: Engine, r: Request) -> Trace:
     return Trace(mode=r.mode, question=r.question, pictures=r.pictures, steps=r.steps, sequence=Sequence(r.history), tokens=r.tokens,
-                 seconds=r.seconds, finished=r.finished)
+                 seconds=r.seconds, finished=r.finished, temperature=r.temperature or 1.0)
 
-# %% ../../nbs/09_engine.ipynb #7a5c1ce7
+# %% ../../nbs/09_engine.ipynb #80121fca
 @patch
 def _key(self: Engine, s): # equal for segments that are read as the same
     if isinstance(s, TextSegment): return s.ids
@@ -639,7 +704,7 @@ def _prefill(self: Engine, jobs: list) -> dict: # slot -> (position, hidden stat
     now = [job for _, job in now]
     for part in passes([sum(token_count(s, self.model.config.geometry) for s in segments) for _, segments, _ in now], self.tokens_per_pass):
         slots, segments, at = zip(*(now[i] for i in part))
-        last, positions, _ = read(self.model, self.cache, list(slots), [Sequence(s) for s in segments], list(at))
+        last, positions, _ = read(self.model, self.cache, list(slots), [Sequence(s) for s in segments], list(at), self.attention["read"])
         out |= dict(zip(slots, zip(positions, last)))
     return out | (self._prefill(later) if later else {})
 
@@ -671,7 +736,7 @@ def _next(self: Engine, r: Request):
     r.ids, r.logprobs, r.opened, r.told = list(begin.ids), [math.nan] * len(begin.ids), len(begin.ids), len(begin.ids)
     r.pending.append(begin)
 
-# %% ../../nbs/09_engine.ipynb #80121fca
+# %% ../../nbs/09_engine.ipynb #72f5cde5
 @patch
 def _write(self: Engine, writers):
     kinds = {}
@@ -682,9 +747,28 @@ def _write(self: Engine, writers):
         for r, i, l in zip(rows, *torch.stack([chosen.double(), logp.gather(-1, chosen[:, None])[:, 0].double()]).tolist()): self._wrote(r, int(i), l)
     going = [r for r in writers if r.ids]
     if not going: return
-    hidden = self.model.language_model.model.decode(torch.tensor([r.ids[-1] for r in going], device=self.model.device), self.cache,
-                                                    [r.slot for r in going], [r.position for r in going])
-    for r, logits in zip(going, self.model.language_model.lm_head(hidden)): r.position, r.logits = r.position + 1, logits
+    for r, logits in zip(going, self._words(going) if self._graphs is None else self._recorded(going)): r.position, r.logits = r.position + 1, logits
+
+@patch
+def _words(self: Engine, going) -> Tensor: # logits after one more word of each
+    lm, ids = self.model.language_model, torch.tensor([r.ids[-1] for r in going], device=self.model.device)
+    return lm.lm_head(lm.model.decode(ids, self.cache, [r.slot for r in going], [r.position for r in going], self.attention["write"], self.pieces))
+
+@patch
+def _recorded(self: Engine, going) -> Tensor: # the same by a CUDA graph: of the first rows of the store, a power of two of them, and of so many keys
+    lm, cache, last = self.model.language_model, self.cache, max(r.slot for r in going)
+    rows, longest = min(len(self.places), 1 << last.bit_length()), int(cache.lengths[[r.slot for r in going]].max()) + 1
+    step = max(256, 1 << (longest.bit_length() - 3))
+    keys = min(cache.capacity, -(-longest // step) * step)
+    ids, positions, at = torch.tensor([[0, 0, cache.capacity - 1]] * rows).T.contiguous() # who does not write puts its token into the last column, which is nobody's
+    for r in going: ids[r.slot], positions[r.slot], at[r.slot] = r.ids[-1], r.position, cache.lengths[r.slot]
+    seen = (torch.arange(keys) <= at[:, None])[:, None, None]
+    inputs = [x.to(self.model.device) for x in (ids, positions, at, seen)]
+    if (rows, keys) not in self._graphs:
+        self._graphs[rows, keys] = Recorded(lambda *inputs: lm.lm_head(lm.model.decode_still(*inputs, cache, self.pieces)), *inputs)
+    slots = [r.slot for r in going]
+    cache.lengths[slots] += 1
+    return self._graphs[rows, keys](*inputs)[slots]
 
 @patch
 def _wrote(self: Engine, r: Request, i: int, logprob: float):
@@ -700,7 +784,7 @@ def _news(self: Engine, r) -> str: # text since the last event, once its last le
     r.told = len(r.ids)
     return text
 
-# %% ../../nbs/09_engine.ipynb #72f5cde5
+# %% ../../nbs/09_engine.ipynb #55a40a8b
 @patch
 def _turn(self: Engine, r: Request) -> tuple: # text, was it cut off?, what is not read yet
     "Put what was written into history and steps."
@@ -727,20 +811,23 @@ def _close(self: Engine, r: Request):
     answered = not truncated and read_answer(text, r.mode)[0] is not None
     self._end(r, "tokens" if truncated else "answer" if answered else spent if asks else "nothing asked", answered)
 
-# %% ../../nbs/09_engine.ipynb #55a40a8b
+# %% ../../nbs/09_engine.ipynb #66d4b026
 @patch
 def _draw(self: Engine, drawers):
     for r in [r for r in drawers if r.wants in r.given]: self._look(r, r.given[r.wants])
     drawers = [r for r in drawers if r.wants and not r.pending]
     new, at_work = [r for r in drawers if r.canvas is None], len(self.active)
-    if new and (len(drawers) >= self.gather * at_work or not self._in("writes") + self._in("looks")): self._take_up(new)
+    for r in new: r.waited += 1
+    late = any(r.waited > self.patience for r in new)
+    if new and (late or len(drawers) >= self.gather * at_work or not self._in("writes") + self._in("looks")): self._take_up(new)
     drawing = [r for r in drawers if r.canvas is not None]
     if not drawing: return
     denoise(self.model, self.cache, [r.canvas for r in drawing], self.sampler, self._brush)
     steps = self.sampler.num_timesteps - 1
     for r in drawing: self._tell(r, "step", k=r.canvas.step, n=steps, preview=r.on_event and self._preview(r.canvas))
     ready = [r for r in drawing if r.canvas.step == steps]
-    drawn = decode_drawings(self.model, [latents_of(self.model, r.canvas, r.canvas.x) for r in ready])
+    if not ready: return
+    drawn = decode_drawings(self.model, [latents_of(self.model, r.canvas, r.canvas.x) for r in ready], self.capacity(math.inf).working)
     for r, pixels in zip(ready, drawn): self._look(r, self._full(r, pixels))
 
 @patch
@@ -755,7 +842,7 @@ def _take_up(self: Engine, new):
             else: at[slot] = self.cache.lengths[slot] = 0; self.held.pop(slot, None)
     at |= {slot: position for slot, (position, _) in self._prefill(jobs).items()}
     for r in new:
-        r.canvas = canvas(self.model, slots[r.slot], [at[s] for s in slots[r.slot]], self._shape(r), r.canvas_generator)
+        r.canvas, r.waited = canvas(self.model, slots[r.slot], [at[s] for s in slots[r.slot]], self._shape(r), r.canvas_generator), 0
         if self.sampler.resolution != 1: r.canvas.grid = tuple(side // self.model.config.geometry.latent_patch for side in self._shape(r, 1.0)[1:])
 
 @patch
@@ -771,7 +858,7 @@ def guidance_contexts(self: Engine, r: Request) -> tuple[Sequence, Sequence]:
 def _brush(self: Engine, model, cache, rows):
     "The brushes of the last step, if the same drawings go on in the same contexts."
     if not self._brushes or [row for b in self._brushes for row in b.rows] != rows:
-        self._brushes = [Brush(model, cache, [rows[i] for i in part]) for part in passes([len(c.x) for c, _ in rows], self.tokens_per_pass)]
+        self._brushes = [Brush(model, cache, [rows[i] for i in part], self.attention["draw"]) for part in passes([len(c.x) for c, _ in rows], self.tokens_per_pass)]
     def velocities(timesteps):
         timesteps = iter(timesteps)
         return [v for b in self._brushes for v in b([next(timesteps) for _ in b.rows])]
@@ -789,7 +876,7 @@ def _full(self: Engine, r, pixels):
     (_, h, w), down = self._shape(r, 1.0), self.model.config.latent_downsample
     return F.interpolate(pixels[None], (h * down, w * down), mode="nearest")[0] if self.sampler.resolution != 1 else pixels
 
-# %% ../../nbs/09_engine.ipynb #66d4b026
+# %% ../../nbs/09_engine.ipynb #d9179920
 @patch
 def _look(self: Engine, r: Request, made): # pixels, or what was given
     m = modality(r.wants, self.protocol)
@@ -805,7 +892,7 @@ def _look(self: Engine, r: Request, made): # pixels, or what was given
     if r.mode == "cooperate": r.say(self.processor.reflection())
     self._next(r)
 
-# %% ../../nbs/09_engine.ipynb #e826a68d
+# %% ../../nbs/09_engine.ipynb #84e61a51
 @patch
 def resumed(self: Engine, trace: Trace,
     steps: int, # of the trace, that are kept; the others happen anew
@@ -831,7 +918,7 @@ def resumed(self: Engine, trace: Trace,
     r.todo = r.todo[asked:]
     return replace(r, sequence=Sequence(kept[:at]), steps=list(trace.steps[:steps]))
 
-# %% ../../nbs/09_engine.ipynb #c7568626
+# %% ../../nbs/09_engine.ipynb #64da3965
 @patch
 def perceive(self: Engine, pictures: list, name: str, seeds: list[tuple], show_progress: bool = False) -> list:
     "Maps of one modality for many pictures."
@@ -843,7 +930,7 @@ def perceive(self: Engine, pictures: list, name: str, seeds: list[tuple], show_p
                 for p, s in zip(map(read_picture, pictures), seeds)]
     return [t.steps[-1].map if m.readable else t.steps[-1].picture for t in self.run(requests, show_progress)]
 
-# %% ../../nbs/09_engine.ipynb #64da3965
+# %% ../../nbs/09_engine.ipynb #b45b09c1
 def bytes_per_token(config, dtype) -> int:
     "Keys and values of one token in all layers of a text configuration."
     return 2 * config.num_hidden_layers * config.num_key_value_heads * (config.hidden_size // config.num_attention_heads) * dtype.itemsize
@@ -888,17 +975,20 @@ def capacity_of(
     if weights is None:
         with torch.device("meta"): weights = sum(p.numel() for p in CooperForConditionalGeneration(config).parameters()) * dtype.itemsize
     latents = 4 * 3 * (side // g.latent_stride) ** 2 * g.latent_patch ** 2 * g.latent_channels # noise, velocity, their guided sum, in float32
-    working, most = tokens_per_pass * (3 * c.intermediate_size + 8 * c.hidden_size) * dtype.itemsize, math.inf if memory is None else memory * 2 ** 30
+    cells, most = side // config.latent_downsample, math.inf if memory is None else memory * 2 ** 30
+    working = max(tokens_per_pass * (3 * c.intermediate_size + 8 * c.hidden_size) * dtype.itemsize,
+                  decoding_bytes(config, (g.latent_channels, cells, cells), dtype))
     return Capacity(weights, bytes_per_token(c, dtype), context, len(sampler.branches()), latents, working, most)
 
 @patch
 def capacity(self: Engine, memory: float | None = None, context: int | None = None) -> Capacity:
-    "What this engine holds and how many requests fit into `memory` GiB; context: tokens of a place, default that of the open store or 2048."
-    context = context or self.context or (self.cache.capacity if self.cache is not None else 2048)
+    "What this engine holds and how many requests fit into `memory` GiB (None: on a GPU, what is free and what we hold); context: tokens of a place, default that of the open store or 2048."
+    context = context or self.context or (self.place if self.cache is not None else 2048)
     held = sum(p.numel() * p.element_size() for p in self.model.parameters())
+    if memory is None and self.model.device.type == "cuda": memory = (held + self._held + self._free) / 2 ** 30
     return capacity_of(self.model.config, context, memory, self.dtype, self.sampler, self.processor.clean[0], self.tokens_per_pass, held)
 
-# %% ../../nbs/09_engine.ipynb #25cdcacf
+# %% ../../nbs/09_engine.ipynb #0ba0f7a5
 class Cooper:
     "A loaded checkpoint: ask it about pictures, or let it draw."
     def __init__(self, model, processor): self.model, self.processor = model, processor

@@ -7,14 +7,15 @@ from __future__ import annotations
 import base64, io, re, zlib
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import ClassVar
+from typing import Callable, ClassVar
 import numpy as np
 from PIL import Image
 
 # %% auto #0
-__all__ = ['MODALITIES', 'MODES', 'array_to_text', 'text_to_array', 'png_bytes', 'spectral', 'colour', 'DepthMap', 'SegmentMap',
-           'from_pairs', 'unit_pixels', 'decoded_picture', 'Modality', 'register', 'Depth', 'Segmentation',
-           'stored_modalities', 'read_modalities', 'modality', 'map_from_dict']
+__all__ = ['DEPTH_CODECS', 'DEPTH_RANGES', 'MODALITIES', 'MODES', 'array_to_text', 'text_to_array', 'png_bytes', 'spectral',
+           'colour', 'DepthCodec', 'depth_codec', 'DepthMap', 'SegmentMap', 'from_pairs', 'unit_pixels',
+           'decoded_picture', 'Modality', 'register', 'Depth', 'Segmentation', 'stored_modalities', 'read_modalities',
+           'modality', 'map_from_dict']
 
 # %% ../../nbs/07_modalities.ipynb #93005686
 def array_to_text(a: np.ndarray) -> str:
@@ -51,7 +52,43 @@ def colour(x: np.ndarray) -> np.ndarray: # (..., 3) uint8
     rows = np.minimum((np.clip(x, 0, 1) * 256).astype(int), 255)
     return (spectral() * 255).astype(np.uint8)[rows]
 
-# %% ../../nbs/07_modalities.ipynb #6b97881f
+# %% ../../nbs/07_modalities.ipynb #a58c55b9
+@dataclass(frozen=True)
+class DepthCodec:
+    "How distances become grey: a growing function onto [0, 1] between `near` and `far`, and its inverse."
+    name: str
+    encode: Callable # (metres, near, far) -> code; outside the range it may leave [0, 1]
+    decode: Callable # (code, near, far) -> metres
+    metric: bool = True # does the code mean metres? Else `near` and `far` are the picture's own
+    positive: bool = False # must `near` be above 0?
+
+def _linear(z, near, far): return (z - near) / (far - near)
+def _from_linear(x, near, far): return near + x * (far - near)
+def _log(z, near, far): return np.log(np.maximum(z, near) / near) / np.log(far / near)
+def _from_log(x, near, far): return near * np.exp(x * np.log(far / near))
+
+DEPTH_CODECS = {c.name: c for c in (
+    DepthCodec("linear", _linear, _from_linear), # as released
+    DepthCodec("log", _log, _from_log, positive=True),
+    DepthCodec("affine", _linear, _from_linear, metric=False))}
+
+# %% ../../nbs/07_modalities.ipynb #527caa38
+def depth_codec(name: str, near: float, far: float) -> DepthCodec:
+    "The codec of that name; ValueError for one that there is not, and for a range that it cannot express."
+    if name not in DEPTH_CODECS: raise ValueError(f"depth codec {name!r:.80} is unknown; expected one of {', '.join(DEPTH_CODECS)}")
+    codec = DEPTH_CODECS[name]
+    if not near < far: raise ValueError(f"DepthMap: near {near} is not below far {far}")
+    if codec.positive and not near > 0: raise ValueError(f"depth codec {name!r}: near is {near}; expected above 0 m, for there is no logarithm of it")
+    return codec
+
+# %% ../../nbs/07_modalities.ipynb #38c1839f
+DEPTH_RANGES = { # data set -> options of the depth modality (COOPER: data/transforms.py)
+    "vkitti": {"near": 1e-5, "far": 80.0}, "kitti": {"near": 1e-5, "far": 80.0},
+    "hypersim": {"near": 1e-5, "far": 65.0}, "nyu": {"near": 1e-3, "far": 10.0},
+    "log": {"near": 0.25, "far": 80.0, "codec": "log"}, # not released: one code for all of them
+}
+
+# %% ../../nbs/07_modalities.ipynb #a4f44085
 @dataclass(eq=False)
 class DepthMap:
     "Distances along the optical axis, and the range that the depth code can express."
@@ -59,14 +96,15 @@ class DepthMap:
     near: float # black
     far: float # white
     unit: str = "m" # metres; "relative" for a checkpoint whose range is not known
+    codec: str = "linear" # of `DEPTH_CODECS`
     def __post_init__(self):
         self.values = np.asarray(self.values, np.float32)
         if self.values.ndim != 2: raise ValueError(f"DepthMap: 'values' has shape {self.values.shape}; expected (height, width)")
-        if not self.near < self.far: raise ValueError(f"DepthMap: near {self.near} is not below far {self.far}")
+        depth_codec(self.codec, self.near, self.far)
     @property
-    def code(self) -> np.ndarray: # (H, W)
+    def code(self) -> np.ndarray: # (H, W) float32
         "From 0 at `near` to 1 at `far`; what lies outside is cut to them."
-        return np.clip((self.values - self.near) / (self.far - self.near), 0, 1)
+        return np.clip(DEPTH_CODECS[self.codec].encode(self.values, self.near, self.far), 0, 1).astype(np.float32)
     @property
     def picture(self) -> Image.Image:
         "What the model learns to draw: grey, black near and white far."
@@ -78,7 +116,7 @@ class DepthMap:
         (h, w), low, high = self.values.shape, self.values.min(), self.values.max()
         return f"DepthMap({h}x{w}, {low:.2f} to {high:.2f} {self.unit})"
 
-# %% ../../nbs/07_modalities.ipynb #5c3bf944
+# %% ../../nbs/07_modalities.ipynb #625a1a9f
 from fastcore.basics import patch
 
 @patch
@@ -90,7 +128,7 @@ def _repr_png_(self: DepthMap):
         bar.ax.tick_params(labelsize=7); bar.set_label("depth in m" if self.unit == "m" else f"depth, {self.unit}", fontsize=7)
     return _figure_png(draw)
 
-# %% ../../nbs/07_modalities.ipynb #56b0513c
+# %% ../../nbs/07_modalities.ipynb #a62834ff
 @dataclass(eq=False)
 class SegmentMap:
     "A class per pixel."
@@ -116,7 +154,7 @@ class SegmentMap:
         return Image.fromarray(np.array(list(self.palette.values()), np.uint8)[self.labels])
     def __repr__(self): return f"SegmentMap({self.labels.shape[0]}x{self.labels.shape[1]}: {', '.join(self.present)})"
 
-# %% ../../nbs/07_modalities.ipynb #7fb099a0
+# %% ../../nbs/07_modalities.ipynb #64138a07
 @patch
 def _repr_png_(self: SegmentMap):
     def draw(figure):
@@ -126,7 +164,7 @@ def _repr_png_(self: SegmentMap):
         figure.legend(handles=boxes, loc="center left", bbox_to_anchor=(0.70, 0.5), fontsize=6, frameon=False, handlelength=1)
     return _figure_png(draw)
 
-# %% ../../nbs/07_modalities.ipynb #a62834ff
+# %% ../../nbs/07_modalities.ipynb #4539a682
 def from_pairs(
     value: list | dict, # [[name, value], ...]; an object too, as older files have it
     what: str, # its name, for the message
@@ -137,11 +175,12 @@ def from_pairs(
     if found is None or len(found) < len(value): raise ValueError(f"{what} is {value!r:.80}; expected pairs of a name and its value, each name once")
     return found
 
-# %% ../../nbs/07_modalities.ipynb #64138a07
+# %% ../../nbs/07_modalities.ipynb #bb029961
 @patch
 def to_dict(self: DepthMap) -> dict:
     "JSON-ready."
-    return dict(type="DepthMap", values=array_to_text(self.values), near=self.near, far=self.far, unit=self.unit)
+    row = dict(type="DepthMap", values=array_to_text(self.values), near=self.near, far=self.far, unit=self.unit)
+    return row if self.codec == "linear" else row | {"codec": self.codec} # files of before there were codecs stay as they are
 
 @patch
 def to_dict(self: SegmentMap) -> dict:
@@ -152,14 +191,14 @@ def to_dict(self: SegmentMap) -> dict:
 @patch(cls_method=True)
 def from_dict(cls: DepthMap, row: dict) -> DepthMap:
     "The inverse of `to_dict`."
-    return cls(text_to_array(row["values"]), row["near"], row["far"], row["unit"])
+    return cls(text_to_array(row["values"]), row["near"], row["far"], row["unit"], row.get("codec", "linear"))
 
 @patch(cls_method=True)
 def from_dict(cls: SegmentMap, row: dict) -> SegmentMap:
     "The inverse of `to_dict`."
     return cls(text_to_array(row["labels"]), {k: tuple(v) for k, v in from_pairs(row["palette"], "'palette'").items()})
 
-# %% ../../nbs/07_modalities.ipynb #4539a682
+# %% ../../nbs/07_modalities.ipynb #c9b6a2f8
 def unit_pixels(pixels) -> np.ndarray: # (3, H, W) float32 in [0, 1]
     "Decoder output in [-1, 1], clamped, on [0, 1]. Takes a tensor or an array."
     x = pixels.detach().cpu().float().numpy() if hasattr(pixels, "detach") else np.asarray(pixels, np.float32)
@@ -170,7 +209,7 @@ def decoded_picture(pixels) -> Image.Image:
     "Decoder output as a picture, cut to 8 bits as the reference does."
     return Image.fromarray((unit_pixels(pixels) * 255).astype(np.uint8).transpose(1, 2, 0))
 
-# %% ../../nbs/07_modalities.ipynb #e6abea7d
+# %% ../../nbs/07_modalities.ipynb #9822de87
 @dataclass(frozen=True)
 class Modality:
     "What has to be agreed upon to draw something: subclass it, and `register` the subclass."
@@ -210,7 +249,7 @@ class Modality:
         "A turn with its request cut out: what a drawing is guided away from."
         return re.sub(f"<{self.tag}>.*?</{self.tag}>", "", text, flags=re.DOTALL)
 
-# %% ../../nbs/07_modalities.ipynb #36ccd12e
+# %% ../../nbs/07_modalities.ipynb #71177837
 MODALITIES: dict[str, type[Modality]] = {} # name -> class; where a turn asks for two, the one registered first wins
 
 def register(cls: type[Modality]) -> type[Modality]:
@@ -222,22 +261,38 @@ def register(cls: type[Modality]) -> type[Modality]:
     MODALITIES[cls.name] = cls
     return cls
 
-# %% ../../nbs/07_modalities.ipynb #c9f9bbae
+# %% ../../nbs/07_modalities.ipynb #8c1ff630
 @register
 @dataclass(frozen=True)
 class Depth(Modality):
-    "Grey, linear from `near` (black) to `far` (white); options: near, far, unit."
+    "Grey from `near` (black) to `far` (white); options: near, far, unit, codec (see `DEPTH_CODECS`; linear, as released, if there is none)."
     name, tag, metric, map_type = "depth", "depth-estimation", "depth", DepthMap
     prompt = "Estimate the depth of the image and generate the depth map."
+    @property
+    def codec(self) -> DepthCodec:
+        "What the checkpoint was trained with. ValueError for a codec that there is not, or that cannot express the range."
+        return depth_codec(self.options.get("codec", "linear"), *self.range)
+    @property
+    def range(self) -> tuple: # (near, far)
+        "What black and white stand for."
+        return float(self.options.get("near", 0.0)), float(self.options.get("far", 1.0))
+    def of(self, metres: np.ndarray) -> DepthMap: # [H, W] metres; 0 where nothing is known
+        "True depth as this checkpoint draws it. With codec 'affine' black and white are the picture's own 2nd and 98th percentile."
+        if self.codec.metric: return DepthMap(metres, *self.range, self.options.get("unit", "m"), self.codec.name)
+        known = np.asarray(metres, np.float32); known = known[np.isfinite(known) & (known > 0)]
+        if not known.size: raise ValueError("depth codec 'affine': no pixel has a depth above 0; expected some to stretch the picture by")
+        near, far = (float(v) for v in np.percentile(known, (2, 98)))
+        return DepthMap(metres, near, max(far, near * 1.001), "m", "affine") # a flat picture has a range, too
     def to_map(self, pixels) -> DepthMap:
-        "Mean over the channels, on the range of the checkpoint."
-        near, far = float(self.options.get("near", 0.0)), float(self.options.get("far", 1.0))
-        return DepthMap(near + unit_pixels(pixels).mean(0) * (far - near), near, far, self.options.get("unit", "m"))
+        "Mean over the channels, on the range of the checkpoint; without a unit where the code was each picture's own."
+        code = unit_pixels(pixels).mean(0)
+        if not self.codec.metric: return DepthMap(code, 0.0, 1.0, "relative")
+        return DepthMap(self.codec.decode(code, *self.range), *self.range, self.options.get("unit", "m"), self.codec.name)
     def shown(self, map, picture):
         "Coloured: the reference feeds depth back in Spectral, not in grey."
         return map.show()
 
-# %% ../../nbs/07_modalities.ipynb #d4fe4d00
+# %% ../../nbs/07_modalities.ipynb #49fd299a
 @register
 @dataclass(frozen=True)
 class Segmentation(Modality):
@@ -256,10 +311,10 @@ class Segmentation(Modality):
         colours, x = np.array(list(palette.values()), np.float32), unit_pixels(pixels).transpose(1, 2, 0) * 255
         return SegmentMap(np.stack([((x - c) ** 2).sum(-1) for c in colours]).argmin(0), palette)
 
-# %% ../../nbs/07_modalities.ipynb #b31856f9
+# %% ../../nbs/07_modalities.ipynb #288ace5c
 MODES = ("direct", "reason", "perceive", "cooperate") # answer at once; words only; draw everything first; draw what helps
 
-# %% ../../nbs/07_modalities.ipynb #e29c4a9d
+# %% ../../nbs/07_modalities.ipynb #5fd10699
 def stored_modalities(modalities: dict) -> list:
     "The 'modalities' of a protocol for a file: [[name, options], ...], and so on for options that have an order."
     def pairs(d): return [list(item) for item in d.items()]
@@ -274,7 +329,7 @@ def read_modalities(modalities: list | dict) -> dict:
         found[name] = options | {k: from_pairs(options[k], f"protocol: 'modalities.{name}.{k}'") for k in MODALITIES[name].ordered if k in options}
     return found
 
-# %% ../../nbs/07_modalities.ipynb #6a0c1088
+# %% ../../nbs/07_modalities.ipynb #25428b5a
 def modality(
     name_or_tag: str, # 'depth' or 'depth-estimation'
     protocol: dict | None = None, # of a checkpoint; its 'modalities' entry gives near, far, palette

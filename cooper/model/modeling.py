@@ -137,7 +137,7 @@ class CooperForConditionalGeneration(PreTrainedModel):
     "Text, vision and latents in one transformer; see `forward`."
     config_class = CooperConfig
     supports_gradient_checkpointing = True
-    _supports_sdpa = True
+    _supports_sdpa = _supports_flex_attn = True
     _no_split_modules = ["TwoExpertLayer"]
     main_input_name = "batch"
 

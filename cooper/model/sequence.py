@@ -10,7 +10,7 @@ from torch import Tensor
 
 # %% auto #0
 __all__ = ['VIEWS', 'TextSegment', 'PictureSegment', 'Sequence', 'Geometry', 'patchify', 'unpatchify', 'grid_positions',
-           'PackedBatch', 'shift_timestep', 'pack', 'visible', 'attention_mask']
+           'PackedBatch', 'shift_timestep', 'pack', 'visible', 'attention_mask', 'learned_tokens']
 
 # %% ../../nbs/01_sequence.ipynb #3edfa049
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class PictureSegment:
     noise: Tensor | None = None # (tokens, patch*patch*C) Gaussian noise of a 'noised' picture; drawn by `pack` when missing
     timestep: float | None = None # t in [0, 1] of a 'noised' picture (1 is pure noise); drawn by `pack` when missing
     learn_start: bool = False # is the start-of-image token itself a target?
+    learned: Tensor | None = None # (tokens,) bool: where the velocity of a 'noised' picture is learned; None: everywhere
     def __post_init__(self):
         if self.view not in VIEWS: raise ValueError(f"PictureSegment: 'view' is {self.view!r}; expected one of {', '.join(VIEWS)}")
         if self.pixels is None and (self.latents is None or self.view == "vision"):
@@ -190,6 +191,10 @@ def _vision(self: _Packer, s):
     self.vision_at.append(torch.arange(len(p)) + self.n + 1)
     return len(p)
 
+def _learned(learned, n):
+    if learned.shape != (n,): raise ValueError(f"pack: 'learned' of a noised picture has shape {tuple(learned.shape)}; expected ({n},), one for each latent token")
+    return learned.bool()
+
 @patch
 def _latents(self: _Packer, s, generator):
     cell = self.g.latent_stride if s.latents is None else self.g.latent_patch
@@ -200,7 +205,8 @@ def _latents(self: _Packer, s, generator):
     noise, t = _noise_and_time(s, (n, width), self.g, generator) if s.view == "noised" else (torch.zeros(n, width), 0.)
     self.latent_positions.append(grid_positions(rows, columns, self.g.latent_side, self.g.interpolate))
     self.latent_at.append(torch.arange(n) + self.n + 1); self.latent_lengths.append(n); self.latent_pictures.append(s)
-    self.timesteps.append(torch.full((n,), float(t))); self.noise.append(noise); self.flow.append(torch.full((n,), s.view == "noised"))
+    self.timesteps.append(torch.full((n,), float(t))); self.noise.append(noise)
+    self.flow.append(torch.full((n,), s.view == "noised") if s.learned is None or s.view != "noised" else _learned(s.learned, n))
     return n
 
 # %% ../../nbs/01_sequence.ipynb #f84e6a05
@@ -244,3 +250,11 @@ def attention_mask(batch: PackedBatch) -> Tensor: # (B, L, L) bool, True where t
     mask &= (block[:, None] >= 0) | (block[:, :, None] < 0) # nobody sees padding but padding
     assert mask.any(-1).all(), "packing left a token that sees nothing"
     return mask
+
+# %% ../../nbs/01_sequence.ipynb #25ef6b9a
+def learned_tokens(
+    valid_HW: Tensor, # bool, a pixel each
+    stride: int, # pixels behind one latent token, per side
+) -> Tensor: # (tokens,) bool, for `PictureSegment.learned`
+    "Which latent tokens lie wholly on valid pixels."
+    return patchify(valid_HW[None], stride).all(-1)

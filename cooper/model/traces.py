@@ -30,18 +30,17 @@ class Turn:
 # %% ../../nbs/08_traces.ipynb #ce5437f4
 def boxed(text: str) -> str | None:
     r"What stands in the last complete `\boxed{…}`, braces inside it balanced, stripped; None when there is none."
-    starts = [m.end() for m in re.finditer(r"\\boxed\{", text)]
-    for start in reversed(starts):
-        depth = 1
-        for i in range(start, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[i], 0)
-            if depth == 0: return text[start:i].strip()
-    return None
+    opened, last = [], None # of every open brace: where a box begins, or None
+    for m in re.finditer(r"\\boxed\{|[{}]", text): # once through: a model may write ten thousand boxes and close none
+        if m[0] != "}": opened.append(m.end() if len(m[0]) > 1 else None)
+        elif opened and (start := opened.pop()) is not None and (last is None or start > last[0]): last = start, m.start()
+    return last and text[slice(*last)].strip()
 
 # %% ../../nbs/08_traces.ipynb #754554b5
 def _found(tag, text): # what stands between the first pair of tags
-    m = re.search(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
-    return m and m.group(1)
+    _, begun, rest = text.partition(f"<{tag}>")
+    inside, closed, _ = rest.partition(f"</{tag}>") # a search by one regular expression takes minutes where thousands are begun and none is closed
+    return inside if begun and closed else None
 
 def _fault(text, tags): # what is wrong with the form of a turn, or ''
     for tag in ("think", *tags):
@@ -131,6 +130,7 @@ class Trace:
     tokens: int = 0 # sampled
     seconds: float = 0.0
     finished: bool = False # did it end with an answer, inside its budgets?
+    temperature: float = 1.0 # of the recorded log-probabilities; greedy decoding records those of 1
     @property
     def written(self) -> list[Step]:
         "The turns, in order."
@@ -281,7 +281,7 @@ def to_dict(self: Trace) -> dict:
     "All of it, JSON-ready."
     return dict(mode=self.mode, question=self.question, pictures=[_picture_text(p) for p in self.pictures],
                 steps=[step_to_dict(s) for s in self.steps], sequence=[segment_to_dict(s) for s in self.sequence.segments],
-                tokens=self.tokens, seconds=self.seconds, finished=self.finished)
+                tokens=self.tokens, seconds=self.seconds, finished=self.finished, temperature=self.temperature)
 
 @patch(cls_method=True)
 def from_dict(cls: Trace, row: dict) -> Trace:

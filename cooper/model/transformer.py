@@ -5,18 +5,20 @@
 # %% ../../nbs/03_transformer.ipynb #f783f20c
 from __future__ import annotations
 from dataclasses import dataclass
-import torch
+from functools import lru_cache
+import torch, warnings
 from torch import nn, Tensor
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import Qwen2Config
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm, apply_rotary_pos_emb
-from ..core import NotBuilt
-from .sequence import PackedBatch, attention_mask
+from .sequence import PackedBatch, attention_mask, visible
 
 # %% auto #0
-__all__ = ['BACKENDS', 'routed', 'Plan', 'rotary', 'Cache', 'runs', 'like_lengths', 'make_plan', 'decode_plan', 'rope_theta',
-           'TwoExpertAttention', 'TwoExpertLayer', 'TwoExpertModel', 'check_backend', 'TwoExpertForCausalLM']
+__all__ = ['BACKENDS', 'routed', 'Plan', 'rotary', 'Cache', 'runs', 'check_backend', 'Reach', 'pieces', 'like_lengths',
+           'make_plan', 'decode_plan', 'rope_theta', 'TwoExpertAttention', 'TwoExpertLayer', 'before_attention',
+           'after_attention', 'compiled_pieces', 'TwoExpertModel', 'TwoExpertForCausalLM', 'Recorded']
 
 # %% ../../nbs/03_transformer.ipynb #d3ede571
 def routed(und: nn.Module, gen: nn.Module, x_ND: Tensor, n_und: int) -> Tensor:
@@ -35,12 +37,13 @@ class Plan:
     n_und: int # understanding tokens
     to_rows: Tensor | None # (R,) sorted token of each place in the rows of attention, group behind group (padding points at token 0); None: as sorted
     from_rows: Tensor | None # (N,) place in the rows of each sorted token
-    groups: list # of ((B, L), mask): sequences that share a call of attention; mask (B, 1, 1 or L, keys) is bool, None: everybody sees everything
+    groups: list # of ((B, L), who sees what): rows that share a call of attention. A bool mask (B, 1, 1 or L, keys), None: everybody sees everything; or a `BlockMask`, or a `Reach`
     cos: Tensor # (N, d) rotary table, sorted
     sin: Tensor # (N, d)
     places: list | None = None # with a cache, per group: (first slot, longest cached plus new length)
     slots: Tensor | None = None # (N,) cache slot of each sorted token
     at: Tensor | None = None # (N,) its place in that slot
+    attention: str = "sdpa" # one of `BACKENDS`
 
 # %% ../../nbs/03_transformer.ipynb #436049a4
 def rotary(positions: Tensor, dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -135,7 +138,91 @@ def _seen(starts: list[int], L: int, keys: int, square: Tensor | None, device) -
     new = (column - starts).clamp(0, L - 1)[:, None].expand(-1, L, -1)
     return ((square.gather(2, new) & ((column >= starts) & (column < starts + L))[:, None]) | (column < starts)[:, None])[:, None]
 
-# %% ../../nbs/03_transformer.ipynb #a1440b88
+# %% ../../nbs/03_transformer.ipynb #12f59385
+BACKENDS = ("sdpa", "flex_attention", "flash_attention_2")
+
+def check_backend(name: str):
+    "ValueError unless this attention is known and can be had here."
+    if name not in BACKENDS: raise ValueError(f"attention is {name!r}; expected one of {', '.join(BACKENDS)}")
+    if name == "flash_attention_2": _flash()
+
+def _flash():
+    try: from flash_attn import flash_attn_with_kvcache
+    except ImportError as e: raise ValueError("attention 'flash_attention_2' needs the package flash-attn (the extra 'flash'), and it cannot be imported; "
+                                              "expected it, or one of sdpa, flex_attention") from e
+    return flash_attn_with_kvcache
+
+# %% ../../nbs/03_transformer.ipynb #09a675e2
+@lru_cache
+def _compiled(function): return torch.compile(function, dynamic=True)
+
+def _block_mask(rule, rows, queries, keys, device):
+    return (_compiled(create_block_mask) if device.type == "cuda" else create_block_mask)(rule, rows, None, queries, keys, device=device)
+
+def _whole_flex(plan: Plan, batch: PackedBatch) -> Plan:
+    "All sequences in one row, in the order of the batch."
+    sample, tokens = batch.sample, (batch.block, batch.causal, batch.offset, batch.hidden)
+    def rule(b, h, q, k):
+        (block, causal, offset, _), (block_k, _, offset_k, hidden_k) = ([t[i] for t in tokens] for i in (q, k))
+        return (sample[q] == sample[k]) & visible(block, causal, offset, block_k, offset_k, hidden_k)
+    N = len(batch)
+    plan.to_rows, plan.from_rows, plan.groups = plan.inverse, plan.order, [((1, N), _block_mask(rule, None, N, N, sample.device))]
+    return plan
+
+def _flex_seen(batch: PackedBatch, members: list[int], starts: list[int], keys: int) -> BlockMask:
+    "The rule of a run: members have equally many new tokens."
+    B, L, device = len(members), batch.lengths[members[0]], batch.sample.device
+    tokens = torch.cat([(batch.sample == i).nonzero()[:, 0] for i in members]).view(B, L)
+    block, causal, hidden, start = batch.block[tokens], batch.causal[tokens], batch.hidden[tokens], torch.tensor(starts, device=device)
+    def rule(b, h, q, k):
+        new = k - start[b] # its place among the new tokens; below 0: it was there before
+        at = new.clamp(0, L - 1)
+        return (new < 0) | ((new < L) & visible(block[b, q], causal[b, q], q, block[b, at], at, hidden[b, at]))
+    return _block_mask(rule, B, L, keys, device)
+
+def _flex_ends(ends: list[int], keys: int, device) -> BlockMask | None:
+    "The rule of one new token in each row: all that stands in its slot."
+    if min(ends) == max(ends): return None
+    ends = torch.tensor(ends, device=device)
+    return _block_mask(lambda b, h, q, k: k < ends[b], len(ends), 1, keys, device)
+
+# %% ../../nbs/03_transformer.ipynb #57b4be65
+@dataclass
+class Reach:
+    "How far the rows of a call of flash attention see."
+    slots: Tensor # (B,) int32, of the store
+    ends: Tensor # (B,) int32, tokens of the slot that the last query sees
+    causal: bool # does each query before it see one token less?
+    @classmethod
+    def of(cls, slots, ends, causal, device): return cls(*(torch.tensor(x, dtype=torch.int32, device=device) for x in (slots, ends)), causal)
+
+def pieces(
+    batch: PackedBatch,
+) -> list[tuple]: # (sequence, first token of it, tokens, causal?), in the order of the batch
+    "Where the way of seeing changes. ValueError if a picture is hidden from what follows it."
+    n, out = 0, []
+    rows = list(zip(*(getattr(batch, name).tolist() for name in ("sample", "block", "causal", "hidden", "offset"))))
+    for sample, block, causal, hidden, offset in rows:
+        same = out and out[-1][0] == sample and (causal and out[-1][3] or block == out[-1][4])
+        if same: out[-1][2] += 1; out[-1][4] = block; continue
+        if out and out[-1][0] == sample and out[-1][5]:
+            raise ValueError("attention 'flash_attention_2' has no mask, and a noised picture is hidden from what follows it; expected sdpa or flex_attention")
+        out.append([sample, offset, 1, causal, block, hidden])
+    return [tuple(p[:4]) for p in out]
+
+def _reached(plan: Plan, batch: PackedBatch, slots: list[int], starts: list[int]) -> Plan:
+    "Sequences behind what the cache holds, for flash attention."
+    calls, first, device = {}, 0, plan.order.device
+    for sample, offset, n, causal in pieces(batch):
+        calls.setdefault((n, causal), []).append((first, slots[sample], starts[sample] + offset + n)); first += n
+    rows = torch.cat([torch.arange(a, a + n) for (n, _), call in calls.items() for a, *_ in call]).to(device) # tokens of the batch, in the order of rows
+    plan.to_rows, place = plan.inverse[rows], torch.empty_like(rows)
+    place[rows] = torch.arange(len(rows), device=device)
+    plan.from_rows = place[plan.order]
+    plan.groups = [((len(call), n), Reach.of(*list(zip(*call))[1:], causal, device)) for (n, causal), call in calls.items()]
+    return plan
+
+# %% ../../nbs/03_transformer.ipynb #0f0f6491
 def like_lengths(
     lengths: list[int], # of the sequences of a batch
     most: int = 4, # groups; each is a call of its own
@@ -156,57 +243,84 @@ def make_plan(
     config: Qwen2Config,
     cache: Cache | None = None, # continue these sequences
     slots: list[int] | None = None, # cache slot of each sequence
+    attention: str = "sdpa", # one of `BACKENDS`
 ) -> Plan:
-    "Sort tokens by expert, lay out attention rows, build the masks and the rotary table."
+    "Sort tokens by expert, lay out attention rows, say who sees what, and build the rotary table."
+    check_backend(attention)
     gen = torch.zeros(len(batch), dtype=torch.bool, device=batch.ids.device)
     gen[batch.latent_at] = True
     order = torch.sort(gen.long(), stable=True).indices
     inverse = torch.empty_like(order); inverse[order] = torch.arange(len(order), device=order.device)
-    together = like_lengths(batch.lengths) if cache is None else runs(slots, batch.lengths)
-    mask, groups, first, rows = attention_mask(batch), [], [0] * len(batch.lengths), 0
+    turned = rotary(batch.positions[order], config.hidden_size // config.num_attention_heads, rope_theta(config))
+    plan = Plan(order, inverse, len(batch) - len(batch.latent_at), None, None, [], *turned, attention=attention)
+    if cache is None: return (_whole_flex if attention == "flex_attention" else _whole)(plan, batch)
+    starts = cache.lengths[slots].tolist()
+    cache.reserve(max(s + n for s, n in zip(starts, batch.lengths)))
+    plan.slots, plan.at = (torch.tensor(x, device=order.device)[batch.sample] for x in (slots, starts))
+    plan.slots, plan.at = plan.slots[order], (plan.at + batch.offset)[order]
+    return (_reached if attention == "flash_attention_2" else _in_cache)(plan, batch, slots, starts)
+
+def _rows(plan: Plan, batch: PackedBatch, together: list):
+    "Rows of one length for the members of each group, one sequence behind the other."
+    first, rows = [0] * len(batch.lengths), 0
     for members in together:
         L = max(batch.lengths[i] for i in members)
-        groups.append(((len(members), L), mask[members, None, :L, :L]))
+        plan.groups.append(((len(members), L), None))
         for i in members: first[i] = rows; rows += L
-    place = torch.tensor(first, device=order.device)[batch.sample] + batch.offset
-    to_rows = torch.zeros(rows, dtype=torch.long, device=order.device); to_rows[place] = inverse
-    plan = Plan(order, inverse, len(batch) - len(batch.latent_at), to_rows, place[order], groups,
-                *rotary(batch.positions[order], config.hidden_size // config.num_attention_heads, rope_theta(config)))
-    return plan if cache is None else _in_cache(plan, batch, cache, slots, together)
+    place = torch.tensor(first, device=plan.order.device)[batch.sample] + batch.offset
+    plan.to_rows = torch.zeros(rows, dtype=torch.long, device=place.device); plan.to_rows[place] = plan.inverse
+    plan.from_rows = place[plan.order]
 
-def _in_cache(plan: Plan, batch: PackedBatch, cache: Cache, slots: list[int], together: list) -> Plan:
-    "The same plan behind what the cache holds."
-    starts, device = cache.lengths[slots].tolist(), plan.order.device
-    cache.reserve(max(s + n for s, n in zip(starts, batch.lengths)))
+def _whole(plan: Plan, batch: PackedBatch) -> Plan:
+    "Sequences without a past: a dense mask for each group of like length."
+    if plan.attention != "sdpa": raise ValueError(f"attention {plan.attention!r} reads from a cache; for whole packs, which hide noised pictures, expected sdpa or flex_attention")
+    together, mask = like_lengths(batch.lengths), attention_mask(batch)
+    _rows(plan, batch, together)
+    plan.groups = [((B, L), mask[members, None, :L, :L]) for members, ((B, L), _) in zip(together, plan.groups)]
+    return plan
+
+def _in_cache(plan: Plan, batch: PackedBatch, slots: list[int], starts: list[int]) -> Plan:
+    "Sequences behind what the cache holds."
+    together, device = runs(slots, batch.lengths), plan.order.device
+    _rows(plan, batch, together)
     plan.places = [(slots[m[0]], max(starts[i] for i in m) + L) for m, ((_, L), _) in zip(together, plan.groups)]
-    everything = torch.stack([square.all() for _, square in plan.groups]).tolist() # drawings: every new token sees all of its sequence
-    plan.groups = [((B, L), _seen([starts[i] for i in m], L, keys, None if whole else square[:, 0], device))
-                   for m, ((B, L), square), (_, keys), whole in zip(together, plan.groups, plan.places, everything)]
-    plan.slots, plan.at = (torch.tensor(x, device=device)[batch.sample] for x in (slots, starts))
-    plan.slots, plan.at = plan.slots[plan.order], (plan.at + batch.offset)[plan.order]
+    if plan.attention == "flex_attention":
+        seen = [_flex_seen(batch, m, [starts[i] for i in m], keys) for m, (_, keys) in zip(together, plan.places)]
+    else:
+        mask = attention_mask(batch)
+        squares = [mask[m, :L, :L] for m, ((_, L), _) in zip(together, plan.groups)]
+        everything = torch.stack([square.all() for square in squares]).tolist() # drawings: every new token sees all of its sequence
+        seen = [_seen([starts[i] for i in m], square.shape[-1], keys, None if whole else square, device)
+                for m, square, (_, keys), whole in zip(together, squares, plan.places, everything)]
+    plan.groups = [(size, x) for (size, _), x in zip(plan.groups, seen)]
     return plan
 
 def decode_plan(
     config: Qwen2Config, cache: Cache,
     slots: list[int], # rising: rows and tokens are then the same
     positions: list[int], # rotary position of each new token
+    attention: str = "sdpa", # one of `BACKENDS`
 ) -> Plan:
     "The plan of one more token of text for each of some sequences: what `make_plan` would give, without packing."
+    check_backend(attention)
     starts, device = cache.lengths[slots].tolist(), cache.device
     cache.reserve(max(starts) + 1)
+    ends, at = [s + 1 for s in starts], torch.tensor([slots, starts, positions], device=device)
+    turned = rotary(at[2], config.hidden_size // config.num_attention_heads, rope_theta(config))
+    plan = Plan(None, None, len(slots), None, None, [((len(slots), 1), None)], *turned, None, at[0], at[1], attention)
+    if attention == "flash_attention_2": plan.groups = [((len(slots), 1), Reach.of(slots, ends, False, device))]; return plan
     together = runs(slots, [1] * len(slots))
-    places = [(slots[m[0]], max(starts[i] for i in m) + 1) for m in together]
-    groups = [((len(m), 1), _seen([starts[i] for i in m], 1, keys, None, device)) for m, (_, keys) in zip(together, places)]
-    slots, starts, positions = torch.tensor([slots, starts, positions], device=device)
-    turned = rotary(positions, config.hidden_size // config.num_attention_heads, rope_theta(config))
-    return Plan(None, None, len(slots), None, None, groups, *turned, places, slots, starts)
+    plan.places = [(slots[m[0]], max(ends[i] for i in m)) for m in together]
+    seen = _flex_ends if attention == "flex_attention" else lambda ends, keys, device: _seen([n - 1 for n in ends], 1, keys, None, device)
+    plan.groups = [((len(m), 1), seen([ends[i] for i in m], keys, device)) for m, (_, keys) in zip(together, plan.places)]
+    return plan
 
 def rope_theta(config) -> float:
     "The rotary base; transformers 5 keeps it in `rope_parameters`."
     p = getattr(config, "rope_parameters", None) or {}
     return p.get("rope_theta", getattr(config, "rope_theta", 10_000.0))
 
-# %% ../../nbs/03_transformer.ipynb #09a675e2
+# %% ../../nbs/03_transformer.ipynb #e927ebce
 class TwoExpertAttention(nn.Module):
     "Shared attention; each expert has its own projections and norms."
     def __init__(self, config: Qwen2Config, layer: int):
@@ -222,41 +336,61 @@ class TwoExpertAttention(nn.Module):
     def expert(self, name, x, n_und): return routed(getattr(self, name), getattr(self, name + "_moe_gen"), x, n_und)
 
     def forward(self, x_ND, plan: Plan, cache: Cache | None = None):
-        n = plan.n_und
+        qkv = self.project(x_ND, plan.cos, plan.sin, plan.n_und)
+        return self.expert("o_proj", self.attend_all(*qkv, plan, cache), plan.n_und)
+
+    def project(self, x_ND, cos, sin, n): # -> (N, H, d), (N, K, d), (N, K, d)
         q, k, v = (self.expert(f"{p}_proj", x_ND, n).view(len(x_ND), -1, self.dim) for p in "qkv")
         q, k = self.expert("q_norm", q, n), self.expert("k_norm", k, n)
-        q, k = (t.to(v.dtype) for t in apply_rotary_pos_emb(q, k, plan.cos, plan.sin, unsqueeze_dim=1))
-        if cache is None: out = self.attend_rows(q, k, v, plan)
-        else: cache.write(self.layer, plan, k, v); out = self.attend_cache(q, plan, cache)
-        return self.expert("o_proj", out, n)
+        return *(t.to(v.dtype) for t in apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=1)), v
+
+    def attend_all(self, q_NHd, k_NKd, v_NKd, plan, cache): # -> (N, H * d)
+        if cache is None: return self.attend_rows(q_NHd, k_NKd, v_NKd, plan)
+        cache.write(self.layer, plan, k_NKd, v_NKd)
+        return self.attend_cache(q_NHd, plan, cache)
 
     def attend_rows(self, q_NHd, k_NKd, v_NKd, plan): # -> (N, H * d)
         sizes = [B * L for (B, L), _ in plan.groups]
         rows = [_IntoRows.apply(t, plan.to_rows, plan.from_rows).split(sizes) for t in (q_NHd, k_NKd, v_NKd)]
-        out = [self.attend(*(t.view(B, L, -1, self.dim).transpose(1, 2) for t in group), mask) for *group, ((B, L), mask) in zip(*rows, plan.groups)]
+        out = [self.attend(*(t.view(B, L, -1, self.dim).transpose(1, 2) for t in group), seen) for *group, ((B, L), seen) in zip(*rows, plan.groups)]
         return _OutOfRows.apply(torch.cat([o.transpose(1, 2).reshape(-1, self.heads * self.dim) for o in out]), plan.from_rows)
 
-    def attend(self, q_BHLd, k_BKTd, v_BKTd, mask): # -> (B, H, L, d)
+    def attend(self, q_BHLd, k_BKTd, v_BKTd, seen): # -> (B, H, L, d)
+        if isinstance(seen, BlockMask): return self.attend_flex(q_BHLd, k_BKTd, v_BKTd, seen)
         if self.heads > self.kv_heads: k_BKTd, v_BKTd = (t.repeat_interleave(self.heads // self.kv_heads, 1) for t in (k_BKTd, v_BKTd))
-        return F.scaled_dot_product_attention(q_BHLd, k_BKTd.to(q_BHLd.dtype), v_BKTd.to(q_BHLd.dtype), attn_mask=mask)
+        return F.scaled_dot_product_attention(q_BHLd, k_BKTd.to(q_BHLd.dtype), v_BKTd.to(q_BHLd.dtype), attn_mask=seen)
+
+    def attend_flex(self, q, k, v, seen):
+        run = _compiled(flex_attention) if q.is_cuda else flex_attention
+        with warnings.catch_warnings(): # that it is not compiled on a CPU, we know
+            warnings.filterwarnings("ignore", "flex_attention called without torch.compile")
+            return run(q, k.to(q.dtype), v.to(q.dtype), block_mask=seen, enable_gqa=self.heads > self.kv_heads)
 
     def attend_cache(self, q_NHd, plan, cache): # -> (N, H * d)
         rows = q_NHd if plan.to_rows is None else q_NHd.index_select(0, plan.to_rows)
-        sizes = [B * L for (B, L), _ in plan.groups]
-        out = torch.cat([self.attend_views(q, cache.read(self.layer, first, B, keys), B, L, mask)
-                         for q, ((B, L), mask), (first, keys) in zip(rows.split(sizes), plan.groups, plan.places)])
+        rows = rows.split([B * L for (B, L), _ in plan.groups])
+        if plan.attention == "flash_attention_2": out = [self.attend_flash(q, cache, B, L, reach) for q, ((B, L), reach) in zip(rows, plan.groups)]
+        else: out = [self.attend_views(q, cache.read(self.layer, first, B, keys), B, L, seen, plan.attention)
+                     for q, ((B, L), seen), (first, keys) in zip(rows, plan.groups, plan.places)]
+        out = torch.cat(out)
         return out if plan.from_rows is None else out.index_select(0, plan.from_rows)
 
-    def attend_views(self, q_RHd, kv, B, L, mask): # rows of one run -> (R, H * d)
-        K = self.kv_heads
-        if mask is not None and mask.shape[2] > 1: out = self.attend(q_RHd.view(B, L, self.heads, -1).transpose(1, 2), *kv, mask).transpose(1, 2)
+    def attend_flash(self, q_RHd, cache, B, L, reach): # (R, H * d); the kernel wants (slots, tokens, heads, d): a view will do
+        k, v = (side.transpose(1, 2) for side in cache.store[self.layer])
+        out = _flash()(q_RHd.view(B, L, self.heads, self.dim).to(k.dtype), k, v, cache_seqlens=reach.ends, cache_batch_idx=reach.slots, causal=reach.causal)
+        return out.reshape(B * L, self.heads * self.dim).to(q_RHd.dtype)
+
+    def attend_views(self, q_RHd, kv, B, L, seen, attention): # rows of one run -> (R, H * d)
+        K, q, (k, v) = self.kv_heads, q_RHd.view(B, L, self.heads, -1).transpose(1, 2), kv
+        if attention == "flex_attention": out = self.attend_flex(q, k, v, seen).transpose(1, 2)
+        elif seen is not None and seen.shape[2] > 1: out = self.attend(q, k, v, seen).transpose(1, 2)
         else: # query heads that share a key head stand behind each other, as if they were tokens: so keys need not be repeated
             q = q_RHd.view(B, L, K, -1, self.dim).permute(0, 2, 3, 1, 4)
-            out = F.scaled_dot_product_attention(q.reshape(B, K, -1, self.dim), *kv.to(q.dtype), attn_mask=mask)
+            out = F.scaled_dot_product_attention(q.reshape(B, K, -1, self.dim), *kv.to(q.dtype), attn_mask=seen)
             out = out.view(B, K, -1, L, self.dim).permute(0, 3, 1, 2, 4)
         return out.reshape(B * L, self.heads * self.dim)
 
-# %% ../../nbs/03_transformer.ipynb #39e09858
+# %% ../../nbs/03_transformer.ipynb #67676681
 class TwoExpertLayer(GradientCheckpointingLayer):
     "A Qwen2 layer with two experts."
     def __init__(self, config: Qwen2Config, layer: int):
@@ -273,14 +407,26 @@ class TwoExpertLayer(GradientCheckpointingLayer):
         x_ND = x_ND + self.self_attn(self.expert("input_layernorm", x_ND, plan.n_und), plan, cache)
         return x_ND + self.expert("mlp", self.expert("post_attention_layernorm", x_ND, plan.n_und), plan.n_und)
 
-# %% ../../nbs/03_transformer.ipynb #2b281ff6
-BACKENDS = ("sdpa",)
+# %% ../../nbs/03_transformer.ipynb #9e519c08
+def before_attention(layer: TwoExpertLayer, x_BD: Tensor, cos: Tensor, sin: Tensor) -> tuple:
+    "Queries, keys and values of words."
+    return layer.self_attn.project(layer.input_layernorm(x_BD), cos, sin, len(x_BD))
 
+def after_attention(layer: TwoExpertLayer, x_BD: Tensor, out_BD: Tensor) -> Tensor:
+    "The rest of the layer, for words."
+    x_BD = x_BD + layer.self_attn.o_proj(out_BD)
+    return x_BD + layer.mlp(layer.post_attention_layernorm(x_BD))
+
+def compiled_pieces(backend: str) -> tuple:
+    "Both, through torch.compile."
+    return tuple(torch.compile(piece, backend=backend, dynamic=True) for piece in (before_attention, after_attention))
+
+# %% ../../nbs/03_transformer.ipynb #a3414ec3
 class TwoExpertModel(nn.Module):
     "Embeddings, layers and final norms; parameter names as in the released checkpoints."
     def __init__(self, config: Qwen2Config):
         super().__init__()
-        self.config = config
+        self.config, self.attention = config, getattr(config, "_attn_implementation", None) or "sdpa" # for whole packs
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(TwoExpertLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm, self.norm_moe_gen = (Qwen2RMSNorm(config.hidden_size, eps=config.rms_norm_eps) for _ in range(2))
@@ -292,16 +438,22 @@ class TwoExpertModel(nn.Module):
         slots: list[int] | None = None, # cache slot of each sequence
         commit: bool = True, # count the new tokens as read
         plan: Plan | None = None, # of an earlier call with the same batch, cache, slots and lengths
+        attention: str | None = None, # one of `BACKENDS`; None: that of the configuration
     ) -> Tensor: # (N, D) after the final norms
         if isinstance(slots, Tensor): slots = slots.tolist()
-        x_ND = self.through(x_ND, plan or make_plan(batch, self.config, cache, slots), cache)
+        x_ND = self.through(x_ND, plan or make_plan(batch, self.config, cache, slots, attention or self.attention), cache)
         if cache is not None and commit: cache.lengths[slots] += torch.tensor(batch.lengths)
         return x_ND
 
-    def through(self, x_ND: Tensor, plan: Plan, cache: Cache | None = None) -> Tensor:
+    def through(self, x_ND: Tensor, plan: Plan, cache: Cache | None = None,
+        pieces: tuple | None = None, # of `compiled_pieces`: for words alone
+    ) -> Tensor:
         "All layers and the final norms."
         if plan.order is not None: x_ND = x_ND[plan.order]
-        for layer in self.layers: x_ND = layer(x_ND, plan, cache)
+        for layer in self.layers:
+            if pieces is None: x_ND = layer(x_ND, plan, cache); continue
+            before, after = pieces
+            x_ND = after(layer, x_ND, layer.self_attn.attend_all(*before(layer, x_ND, plan.cos, plan.sin), plan, cache))
         x_ND = routed(self.norm, self.norm_moe_gen, x_ND, plan.n_und)
         return x_ND if plan.inverse is None else x_ND[plan.inverse]
 
@@ -310,15 +462,26 @@ class TwoExpertModel(nn.Module):
         cache: Cache,
         slots: list[int], # rising
         positions: list[int], # rotary position of each token
+        attention: str = "sdpa", # one of `BACKENDS`
+        pieces: tuple | None = None, # of `compiled_pieces`
     ) -> Tensor: # (B, D)
         "One token further in every sequence."
-        x_BD = self.through(self.embed_tokens(ids), decode_plan(self.config, cache, slots, positions), cache)
+        x_BD = self.through(self.embed_tokens(ids), decode_plan(self.config, cache, slots, positions, attention), cache, pieces)
         cache.lengths[slots] += 1
         return x_BD
 
-def check_backend(name: str):
-    "Only masked attention is built; other kernels are refused by name."
-    if name not in BACKENDS: raise NotBuilt(f"attention backend {name!r} (built: {', '.join(BACKENDS)})")
+    def decode_still(self,
+        ids: Tensor, # (B,) one more token for each of the first B slots
+        positions: Tensor, # (B,) its rotary position
+        at: Tensor, # (B,) its place in its slot
+        seen: Tensor, # (B, 1, 1, keys) bool: what it sees; keys may be rounded up
+        cache: Cache,
+        pieces: tuple | None = None, # of `compiled_pieces`
+    ) -> Tensor: # (B, D)
+        "One token further, with tensors whose shapes seldom change and with nothing that the host must know: what a CUDA graph wants. Lengths are the caller's."
+        turned = rotary(positions, self.config.hidden_size // self.config.num_attention_heads, rope_theta(self.config))
+        plan = Plan(None, None, len(ids), None, None, [((len(ids), 1), seen)], *turned, [(0, seen.shape[-1])], torch.arange(len(ids), device=ids.device), at)
+        return self.through(self.embed_tokens(ids), plan, cache, pieces)
 
 class TwoExpertForCausalLM(nn.Module):
     "The transformer and its language head."
@@ -326,3 +489,18 @@ class TwoExpertForCausalLM(nn.Module):
         super().__init__()
         self.model = TwoExpertModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+# %% ../../nbs/03_transformer.ipynb #3dac7240
+class Recorded:
+    "A CUDA graph of a function of tensors: recorded once, played back with new numbers."
+    def __init__(self, run, *inputs):
+        self.inputs, side = [x.clone() for x in inputs], torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side): run(*self.inputs) # kernels are chosen and libraries opened before the recording
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph): self.out = run(*self.inputs)
+    def __call__(self, *inputs): # what it returns is overwritten by the next call
+        for mine, new in zip(self.inputs, inputs): mine.copy_(new)
+        self.graph.replay()
+        return self.out

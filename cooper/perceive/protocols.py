@@ -4,17 +4,24 @@
 
 # %% ../../nbs/16_perception_protocols.ipynb #c9f8f589
 from __future__ import annotations
+import argparse, sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain, islice
+from typing import NamedTuple
 import numpy as np
 from PIL import Image
-from ..core import NotBuilt
+import cooper
+from ..core import progress, resolve, write_jsonl
+from ..model.modalities import modality
+from .data import ADE150, kitti_frame, palette_of, read_dataset, read_owner
 from .metrics import ConfusionMatrix, average, depth_metrics, scale_and_shift
 
 # %% auto #0
-__all__ = ['CROPS', 'PROTOCOLS', 'ALIGNMENTS', 'ADE20K_CLASSES', 'Crop', 'kitti_frame', 'DepthProtocol', 'along_axis', 'aligned',
-           'resized_to', 'measure_depth', 'protocol_of', 'measure_depths', 'measure_classes', 'best_matching',
-           'measure_regions', 'colour_regions', 'open_maps']
+__all__ = ['CROPS', 'PROTOCOLS', 'ALIGNMENTS', 'ADE20K_CLASSES', 'Crop', 'DepthProtocol', 'aligned', 'resized_to',
+           'measure_depth', 'protocol_of', 'measure_depths', 'measure_classes', 'best_matching', 'measure_regions',
+           'colour_regions', 'Pair', 'open_maps', 'resized_classes', 'measure_folder', 'lines', 'main']
 
 # %% ../../nbs/16_perception_protocols.ipynb #08a9357c
 @dataclass(frozen=True)
@@ -46,19 +53,7 @@ CROPS = {c.name: c for c in (
     Crop("eigen", Fraction("0.3324324"), Fraction("0.91351351"), Fraction("0.0359477"), Fraction("0.96405229"), "Eigen et al. 2014, KITTI"),
     Crop("garg", Fraction("0.40810811"), Fraction("0.99189189"), Fraction("0.03594771"), Fraction("0.96405229"), "Garg et al. 2016, KITTI"))}
 
-# %% ../../nbs/16_perception_protocols.ipynb #6d802412
-def kitti_frame(
-    image: np.ndarray, # [H, W] or [H, W, channels], at the size it was recorded in
-    height: int = 352, width: int = 1216,
-) -> np.ndarray:
-    "The lower middle of a picture or map, as KITTI's benchmark cuts it. ValueError for a smaller one."
-    image = np.asarray(image)
-    if image.shape[0] < height or image.shape[1] < width:
-        raise ValueError(f"kitti_frame: got {image.shape[0]} x {image.shape[1]}; expected at least {height} x {width}: cut before resizing")
-    left = (image.shape[1] - width)//2
-    return image[image.shape[0] - height:, left:left + width]
-
-# %% ../../nbs/16_perception_protocols.ipynb #032ec756
+# %% ../../nbs/16_perception_protocols.ipynb #0fb258da
 @dataclass(frozen=True)
 class DepthProtocol:
     "How depth on a data set is measured."
@@ -88,21 +83,7 @@ PROTOCOLS = {p.name: p for p in (
     DepthProtocol("vkitti", 100, 1e-5, 80., "eigen", True, None, "Virtual KITTI 2, benchmark frame, Eigen's crop; the sky is beyond the range"),
     DepthProtocol("hypersim", 1000, 1e-5, 65., source="Hypersim, whole pictures"))}
 
-# %% ../../nbs/16_perception_protocols.ipynb #162d1b26
-def along_axis(
-    rays: np.ndarray, # [H, W] metres from the camera to what each pixel shows
-    focal: float | tuple, # pixels, or (fx, fy)
-    centre: tuple | None = None, # (cx, cy) pixels; the middle of the picture if None
-) -> np.ndarray: # [H, W] metres along the optical axis
-    "Ray lengths as depths. Hypersim: `focal` 886.81 at 768 x 1024."
-    rays = np.asarray(rays, float)
-    fx, fy = focal if isinstance(focal, tuple) else (focal, focal)
-    if min(fx, fy) <= 0: raise ValueError(f"along_axis: focal is {focal}; expected above 0, in pixels")
-    (H, W), (cx, cy) = rays.shape, centre or ((rays.shape[1] - 1)/2, (rays.shape[0] - 1)/2)
-    x, y = (np.arange(W) - cx)/fx, (np.arange(H)[:, None] - cy)/fy
-    return rays/np.sqrt(1 + x**2 + y**2)
-
-# %% ../../nbs/16_perception_protocols.ipynb #aa84bc72
+# %% ../../nbs/16_perception_protocols.ipynb #bfad7c40
 ALIGNMENTS = (None, "median", "scale_shift", "disparity")
 
 def aligned(
@@ -119,7 +100,7 @@ def aligned(
     scale, shift = scale_and_shift(pred, 1/truth)
     return 1/np.maximum(scale*pred + shift, 1e-6)
 
-# %% ../../nbs/16_perception_protocols.ipynb #611c610b
+# %% ../../nbs/16_perception_protocols.ipynb #8ef43b48
 def resized_to(pred: np.ndarray, shape: tuple) -> np.ndarray: # bilinear
     "A drawing at the size of the truth. The truth itself is never resized: between a measured pixel and one that was not there is no depth."
     pred = np.asarray(pred)
@@ -153,39 +134,46 @@ def protocol_of(name: str | DepthProtocol) -> DepthProtocol:
     if name not in PROTOCOLS: raise ValueError(f"depth protocol {name!r} is unknown; expected one of {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
 
-# %% ../../nbs/16_perception_protocols.ipynb #512d6f87
+# %% ../../nbs/16_perception_protocols.ipynb #8c70ec61
 def measure_depths(
-    pictures: dict, # name -> (drawing, truth in metres)
+    pictures: dict | Iterable, # name -> (drawing, truth in metres), or such pairs one by one: a large set need not fit into memory
     protocol: str | DepthProtocol, align: str | None = None, distance: str = "axis",
 ) -> dict: # mean: as `measure_depth`, and pictures; rows: name -> numbers; note: what the numbers are
     "A data set by a published protocol."
     p = protocol_of(protocol)
     rows = {}
-    for name, (pred, truth) in pictures.items():
+    for name, (pred, truth) in pictures.items() if isinstance(pictures, dict) else pictures:
+        if name in rows: raise ValueError(f"{name}: comes twice; every picture counts once")
         try: rows[name] = measure_depth(pred, truth, p, align, distance)
         except ValueError as e: raise ValueError(f"{name}: {e}") from None
+    return _summary(p, rows, align)
+
+def _summary(p, rows, align): # what the numbers of a set's pictures come to
+    if not rows: raise ValueError(f"{p.name}: there is no picture; expected at least one")
     count = "" if p.pictures in (None, len(rows)) else f"; {len(rows)} pictures, the published numbers have {p.pictures}"
     return dict(mean=average(rows.values()), rows=rows, note=f"{p.source or p.name}; {p.near:g} to {p.far:g} m along the optical axis; {f'aligned: {align}' if align else 'not aligned'}{count}")
 
-# %% ../../nbs/16_perception_protocols.ipynb #824718ba
+# %% ../../nbs/16_perception_protocols.ipynb #512d6f87
 ADE20K_CLASSES = 150
 
 def measure_classes(
-    pictures: dict, # name -> (drawn, truth): int [H, W], classes from 1; 0: none of them
+    pictures: dict | Iterable, # name -> (drawn, truth): int [H, W], classes from 1; 0: none of them; or such pairs one by one
     classes: int = ADE20K_CLASSES,
 ) -> dict: # miou, pixel_accuracy, mean_accuracy, iou (class -> float; None where it is nowhere), n, pictures
     "A data set of segment maps with classes, ADE20K's way. ValueError names picture and class."
-    matrix = ConfusionMatrix(map(str, range(classes + 1)))
-    for name, (drawn, truth) in pictures.items():
+    matrix, seen = ConfusionMatrix(map(str, range(classes + 1))), set()
+    for name, (drawn, truth) in pictures.items() if isinstance(pictures, dict) else pictures:
+        if name in seen: raise ValueError(f"{name}: comes twice; every picture counts once")
+        seen.add(name)
         try: matrix.add(drawn, truth, np.asarray(truth) > 0)
         except ValueError as e: raise ValueError(f"{name}: {e}") from None
     if not matrix.counts.sum(): raise ValueError("measure_classes: no pixel has a class; expected numbers from 1")
     both, true, said = np.diag(matrix.counts)[1:], matrix.counts.sum(1)[1:], matrix.counts.sum(0)[1:]
     iou = {c: float(b/(t + s - b)) if t + s else None for c, (b, t, s) in enumerate(zip(both, true, said), 1)}
     return dict(miou=float(np.mean([v for v in iou.values() if v is not None])), pixel_accuracy=float(both.sum()/true.sum()),
-                mean_accuracy=float(np.mean(both[true > 0]/true[true > 0])), iou=iou, n=int(true.sum()), pictures=len(pictures))
+                mean_accuracy=float(np.mean(both[true > 0]/true[true > 0])), iou=iou, n=int(true.sum()), pictures=len(seen))
 
-# %% ../../nbs/16_perception_protocols.ipynb #f48a1830
+# %% ../../nbs/16_perception_protocols.ipynb #824718ba
 def _overlaps(drawn, truth): # IoU [true regions, drawn regions] over pixels that are in some true region, and the sizes of the true ones
     drawn, truth = np.asarray(drawn), np.asarray(truth)
     if drawn.shape != truth.shape: raise ValueError(f"drawn has shape {drawn.shape}, truth {truth.shape}; expected the same: resize the drawing, by the nearest pixel")
@@ -223,7 +211,7 @@ def measure_regions(drawn, truth) -> dict: # matched, best, covering, regions, d
     matched = sum(iou[r, c] for r, c in best_matching(iou))
     return dict(matched=float(matched/len(sizes)), best=float(best.mean()), covering=float((best*sizes).sum()/sizes.sum()), regions=len(sizes), drawn=iou.shape[1])
 
-# %% ../../nbs/16_perception_protocols.ipynb #3e74fcc0
+# %% ../../nbs/16_perception_protocols.ipynb #f48a1830
 def colour_regions(
     picture, # PIL or uint8 [H, W, 3]
     step: int = 32, # colours this near (Euclidean) are the same
@@ -240,8 +228,109 @@ def colour_regions(
         if (counts[k] >= least*len(flat) or not kept) and all(np.linalg.norm(means[k] - means[o]) > step for o in kept): kept.append(k)
     return (((flat[:, None] - means[kept][None])**2).sum(-1).argmin(1) + 1).reshape(pixels.shape[:2])
 
+# %% ../../nbs/16_perception_protocols.ipynb #3e74fcc0
+class Pair(NamedTuple):
+    "One picture of a test set."
+    name: str
+    picture: Image.Image # RGB, cut to the protocol's frame
+    truth: np.ndarray # [H, W] metres, 0 where nothing is known; or class numbers, 0 for none
+
+_SETS = {"nyu": ("nyu", "test"), "kitti": ("kitti", None), "kitti-garg": ("kitti", None), "vkitti": ("vkitti", "val"), "hypersim": ("hypersim", "test"), "ade20k": ("ade20k-150", "validation")} # protocol -> data set, its split
+
+def open_maps(
+    name: str, # of PROTOCOLS, or ade20k
+    folder, # the owner's, or a converted one
+    split: str | None = None, # the set's test or validation split if None; all of KITTI, which a list divides
+    limit: int | None = None, # at most so many pictures
+    **options, # of `read_owner`: listed, raw, depth, camera
+) -> Iterator[Pair]:
+    "The pictures of a protocol and their truth, one by one. ValueError names file and place."
+    if name != "ade20k": protocol_of(name)
+    if name not in _SETS: raise ValueError(f"no data set belongs to protocol {name!r}; expected one of {', '.join(_SETS)}")
+    data, usual = _SETS[name]
+    frame, converted = name != "ade20k" and PROTOCOLS[name].frame, resolve(folder)/"amg.jsonl"
+    if converted.is_file(): return _converted_pairs(data, converted, frame, limit, {"split": split, **options})
+    return (Pair(r.data_id, r.picture(), r.numbers() if name == "ade20k" else r.metres()) for r in read_owner(data, folder, split or usual, limit, frame, **options))
+
+def _converted_pairs(data, jsonl, frame, limit, others):
+    if given := [k for k, v in others.items() if v is not None]: raise ValueError(f"{jsonl.parent}: {given[0]!r} was chosen when the folder was converted; expected none")
+    rows = read_dataset(data, jsonl, pictures=False, limit=limit)
+    if data == "ade20k-150": palette = palette_of(jsonl.parent)
+    for r in rows:
+        picture, truth = r.picture(), r.classes(palette) if data == "ade20k-150" else r.metres()
+        cut = frame and truth.shape != (352, 1216) # it may have been cut when it was converted
+        yield Pair(r.data_id, Image.fromarray(kitti_frame(picture)) if cut else picture, kitti_frame(truth) if cut else truth)
+
+# %% ../../nbs/16_perception_protocols.ipynb #aa1161ef
+def resized_classes(drawn: np.ndarray, shape: tuple) -> np.ndarray: # by the nearest pixel
+    "Drawn class numbers, or a picture, at the size of the truth."
+    drawn = np.asarray(drawn)
+    rows, columns = (((np.arange(n) + .5)*m/n).astype(int) for n, m in zip(shape, drawn.shape))
+    return drawn[rows[:, None], columns[None]]
+
+def _drawings(draw, name, folder, batch_size, options): # (name, drawing, truth), each picture drawn once
+    pictures = iter(progress(open_maps(name, folder, **options), desc=f"measure {name}"))
+    while some := list(islice(pictures, batch_size)):
+        yield from ((p.name, drawn, p.truth) for p, drawn in zip(some, draw([p.picture for p in some]), strict=True))
+
+def _numbers_of(drawn, palette): # class numbers of a drawing: an array, or a SegmentMap whose classes have ADE20K's names
+    if not hasattr(drawn, "labels"): return np.asarray(drawn)
+    return np.array([palette.index(c) if c in palette else 0 for c in drawn.classes])[drawn.labels]
+
 # %% ../../nbs/16_perception_protocols.ipynb #c17c8990
-def open_maps(name: str, folder=None):
-    "NotBuilt: reading an owner's folder of maps."
-    protocol_of(name) if name != "ade20k" else None
-    raise NotBuilt(f"reading the folder of {name}", "give arrays to measure_depths, measure_classes or measure_regions; depth in metres by PROTOCOLS[name].metres(raw)")
+def measure_folder(
+    draw: Callable, # list of PIL -> list of drawings: DepthMap or metres (any scale if aligned); for ade20k SegmentMap, class numbers, or pictures
+    name: str, folder, # see `open_maps`
+    align: str | None | tuple = None, # of `ALIGNMENTS`, or several of them
+    batch_size: int = 8, # pictures to draw at once
+    **options, # of `open_maps`: split, limit, listed, ...
+) -> dict: # see `measure_depths`, `measure_classes`, `measure_regions`; with several alignments: alignment -> that
+    "A model on a test set by its published protocol. Nothing is kept but the numbers."
+    drawings = _drawings(draw, name, folder, batch_size, options)
+    if name == "ade20k": return _measure_segments(drawings)
+    several = align if isinstance(align, tuple) else (align,)
+    rows = {a: {} for a in several}
+    for n, drawn, truth in drawings:
+        for a in several: rows[a] |= measure_depths({n: (getattr(drawn, "values", drawn), truth)}, name, a)["rows"]
+    found = {a: _summary(protocol_of(name), r, a) for a, r in rows.items()}
+    return found if isinstance(align, tuple) else found[align]
+
+def _measure_segments(drawings):
+    first = next(drawings, None)
+    if first is None: raise ValueError("ade20k: there is no picture; expected at least one")
+    every = chain((first,), drawings)
+    if not isinstance(first[1], Image.Image): return measure_classes((n, (resized_classes(_numbers_of(d, ADE150), t.shape), t)) for n, d, t in every)
+    rows = {n: measure_regions(colour_regions(resized_classes(np.asarray(d.convert("RGB")), t.shape)), t) for n, d, t in every}
+    return dict(mean=average(rows.values()), rows=rows, note="ADE20K, regions of one colour against regions of one class, without their names")
+
+# %% ../../nbs/16_perception_protocols.ipynb #03ba14b5
+def lines(found: dict) -> list: # of str
+    "What `measure_folder` found, a line for each alignment (or for the segments)."
+    if "miou" in found: return [f"mIoU {found['miou']:.3f}, pixel accuracy {found['pixel_accuracy']:.3f}, {found['pictures']} pictures"]
+    if "note" in found: return [", ".join(f"{k} {v:.3f}" for k, v in found["mean"].items() if isinstance(v, float)) + f", {len(found['rows'])} pictures ({found['note']})"]
+    return [line for each in found.values() for line in lines(each)]
+
+def main(argv: list[str] | None = None) -> int: # exit status
+    "A checkpoint by a published protocol."
+    parser = argparse.ArgumentParser(prog="python -m cooper.perceive.protocols", description="Measure what a checkpoint draws by a published protocol.")
+    parser.add_argument("name", choices=list(_SETS)); parser.add_argument("folder", help="the owner's folder, or a converted one")
+    parser.add_argument("--checkpoint", default="data/tiny-cooper", help="what cooper.load takes")
+    parser.add_argument("--align", default="none,scale_shift", help="some of none, median, scale_shift, disparity")
+    parser.add_argument("--out", help="JSON file for all numbers")
+    parser.add_argument("--batch-size", type=int, default=8); parser.add_argument("--limit", type=int, help="at most so many pictures"); parser.add_argument("--split")
+    for option in ("listed", "raw", "depth", "camera"): parser.add_argument(f"--{option}", help="see read_owner")
+    a = parser.parse_args(argv)
+    options = {k: v for k in ("split", "limit", "listed", "raw", "depth", "camera") if (v := getattr(a, k)) is not None}
+    kind, align = ("segmentation", None) if a.name == "ade20k" else ("depth", tuple(None if k == "none" else k for k in a.align.split(",")))
+    try:
+        co = cooper.load(a.checkpoint)
+        unit = "m" if kind != "depth" else modality("depth", co.processor.protocol).options.get("unit", "m")
+        if unit != "m" and None in align: align = tuple(k for k in align if k) or ("scale_shift",) # what has no unit cannot be taken at its word
+        found = measure_folder(lambda pictures: co.perceive(pictures, kind), a.name, a.folder, align, a.batch_size, **options)
+    except (ValueError, ImportError, FileNotFoundError) as e: print(e, file=sys.stderr); return 1
+    if a.out: write_jsonl(a.out, [{str(k): v for k, v in found.items()}])
+    print("\n".join(lines(found)))
+    return 0
+
+# %% ../../nbs/16_perception_protocols.ipynb #0586ea5a
+if __name__ == "__main__" and "__file__" in globals(): raise SystemExit(main()) # a notebook has no __file__

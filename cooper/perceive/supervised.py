@@ -4,29 +4,38 @@
 
 # %% ../../nbs/14_supervised.ipynb #a36ef79f
 from __future__ import annotations
-import hashlib, json, re, shutil, warnings
-from dataclasses import dataclass, field
-from functools import cached_property
+import contextlib, hashlib, json, re, shutil, warnings
+from dataclasses import MISSING, dataclass, field, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
+import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from ..core import Curves, NotBuilt, at_least, decode_picture, generator, progress, resolve
-from ..model.modalities import DepthMap, SegmentMap, modality
+from ..core import Curves, NotBuilt, at_least, checked, decode_picture, generator, in_notebook, progress, read_jsonl, resolve, write_jsonl, write_whole
+from ..model.checkpoint import load_model, save_model
+from ..model.engine import Engine
+from ..model.modalities import DepthMap, SegmentMap, modality, png_bytes
 from ..model.modeling import CooperForConditionalGeneration, preset
-from ..model.processor import MODES, CooperProcessor, read_picture
-from ..model.sequence import PictureSegment, Sequence, pack
-from .data import AmgRow, load_classes, load_depth_png
+from ..model.processor import MODES, CooperProcessor, Resize, read_picture, to_pixels
+from ..model.sequence import Geometry, PackedBatch, PictureSegment, Sequence, TextSegment, learned_tokens, pack
+from .data import AmgRow, load_classes, load_depth_png, read_amg
+from .launch import LAUNCH, Telling, launch, telling_errors
+from .metrics import depth_metrics, metric, segmentation_metrics
+from .parts import LORA, PARTS, add_lora, freeze, merge_lora
 
 # %% auto #0
-__all__ = ['LOADERS', 'Stream', 'Mixture', 'fresh_cooper', 'Chosen', 'mode_of', 'by_mode', 'flipped', 'LatentCache', 'load_map',
-           'amg_rows', 'AmgExamples', 'InterleavedExamples', 'SupervisedConfig', 'fingerprint', 'how_read',
-           'newest_whole', 'WholeCheckpoints', 'WeightAverage', 'StopAfter', 'CurveCallback', 'SupervisedTrainer',
-           'StageParameters', 'AmgParameters', 'SftParameters', 'AutoencoderTask', 'PictureExamples',
-           'AutoencoderTrainer', 'train_autoencoder', 'measure_latents']
+__all__ = ['LOADERS', 'CONDITIONS', 'PRESETS', 'Stream', 'Mixture', 'token_count', 'tokens_of', 'id_of', 'each_row', 'Packs',
+           'fresh_cooper', 'Chosen', 'mode_of', 'by_mode', 'flipped', 'LatentCache', 'load_map', 'validity',
+           'fill_holes', 'amg_rows', 'AmgExamples', 'Dropout', 'InterleavedExamples', 'SupervisedConfig', 'fingerprint',
+           'how_read', 'newest_whole', 'WholeCheckpoints', 'WeightAverage', 'StopAfter', 'CurveCallback', 'targets',
+           'shares', 'witness', 'check_training', 'SupervisedTrainer', 'HeldOut', 'StageParameters', 'AmgParameters',
+           'SftParameters', 'sources', 'drawable', 'amg_examples', 'prepare', 'train_stage', 'whole_model', 'work',
+           'trained', 'main', 'AutoencoderTask', 'PictureExamples', 'AutoencoderTrainer', 'train_autoencoder',
+           'measure_latents']
 
 # %% ../../nbs/14_supervised.ipynb #e08ab090
 class Stream(Dataset):
@@ -55,11 +64,79 @@ class Mixture:
         self.parts, self.weights = parts, torch.tensor(weights, dtype=torch.float64)
     def __len__(self): return sum(map(len, self.parts))
     def contents(self): return self.parts, self.weights
-    def build(self, k, generator):
+    def draw(self, generator) -> tuple: # part, row in it
         part = self.parts[torch.multinomial(self.weights, 1, generator=generator).item()]
-        return part.build(torch.randint(len(part), (), generator=generator).item(), generator)
+        return part, torch.randint(len(part), (), generator=generator).item()
+    def build(self, k, generator):
+        part, row = self.draw(generator)
+        return part.build(row, generator)
+    def tokens(self, k, generator):
+        part, row = self.draw(generator)
+        return tokens_of(part, row, generator)
+    def inner(self): return self.parts
 
 # %% ../../nbs/14_supervised.ipynb #2b5cef09
+def token_count(sequence: Sequence, g: Geometry) -> int:
+    "Tokens of a sequence once packed."
+    def cells(s):
+        cell, x = (g.vision_patch, s.pixels) if s.view == "vision" else (g.latent_stride, s.pixels) if s.latents is None else (g.latent_patch, s.latents)
+        return (x.shape[1] // cell) * (x.shape[2] // cell)
+    return sum(len(s.ids) if isinstance(s, TextSegment) else cells(s) + 2 for s in sequence.segments)
+
+def tokens_of(examples, k: int, generator, geometry: Geometry | None = None) -> int:
+    "Tokens of the `k`-th example, or at most so many: told by `examples.tokens`, or counted. `generator` is the one it would be built with."
+    if hasattr(examples, "tokens"): return examples.tokens(k, generator)
+    geometry = geometry or getattr(examples, "geometry", None)
+    if geometry is None: raise ValueError(f"{type(examples).__name__} tells no lengths; expected a method `tokens(k, generator)` or an attribute `geometry`")
+    return token_count(examples.build(k, generator), geometry)
+
+def id_of(examples, k: int) -> str:
+    "What messages call the `k`-th example."
+    return str(examples.id(k)) if hasattr(examples, "id") else f"{type(examples).__name__} {k}"
+
+def each_row(examples):
+    "(examples, k) of all that can be drawn: a mixture's parts one after the other."
+    if hasattr(examples, "inner"):
+        for part in examples.inner(): yield from each_row(part)
+    else: yield from ((examples, k) for k in range(len(examples)))
+
+# %% ../../nbs/14_supervised.ipynb #7aa4a7e7
+class Packs(Dataset):
+    "The `j`-th pack of a run, a list of (sequence, generator): a function of the seed and `j`. Examples that are too long for any pack are in `left_out`."
+    def __init__(self,
+        examples, # as in `Stream`
+        length: int, # packs in the whole run
+        budget: int, # tokens in a pack
+        seed: int = 0,
+        skip: bool = False, # leave out examples longer than the budget, and say so? Otherwise they are an error
+        open_packs: int = 8): # that wait to be filled
+        self.stream, self.length, self.budget, self.open_packs = Stream(examples, 2 ** 62, seed), length, budget, open_packs
+        self.left_out = [(id_of(e, k), n) for e, k in each_row(examples) if (n := tokens_of(e, k, generator(seed, "length", k))) > budget]
+        self._report(len(list(each_row(examples))), skip)
+        self._made, self._open, self._next = [], [], 0
+    def __len__(self): return self.length
+    def _report(self, rows, skip):
+        if not self.left_out: return
+        named = ", ".join(f"{name} ({n})" for name, n in self.left_out[:20]) + (", ..." if len(self.left_out) > 20 else "")
+        message = f"{len(self.left_out)} of {rows} examples are longer than a pack of {self.budget} tokens: {named}"
+        if not skip or len(self.left_out) == rows: raise ValueError(f"{message}. Expected a larger budget" + ("" if skip else ", or skip_too_long"))
+        warnings.warn(f"{message}; they are left out", stacklevel=3)
+    def positions(self, j: int) -> list[int]:
+        "Which positions of the stream are in pack `j`."
+        while len(self._made) <= j: self._place()
+        return self._made[j]
+    def _place(self): # one more example
+        i, self._next = self._next, self._next + 1
+        n = tokens_of(self.stream.examples, self.stream.index(i), generator(self.stream.seed, "example", i))
+        if n > self.budget: return # reported before the run began
+        room = next((p for p in self._open if p[0] + n <= self.budget), None)
+        if room is None: self._open.append(room := [0, []])
+        room[0] += n; room[1].append(i)
+        full = [p for p in self._open if p[0] > .98 * self.budget] or (self._open[:1] if len(self._open) > self.open_packs else [])
+        for p in full: self._open.remove(p); self._made.append(p[1])
+    def __getitem__(self, j): return [self.stream[i] for i in self.positions(j)]
+
+# %% ../../nbs/14_supervised.ipynb #a6ea1e46
 def fresh_cooper(
     tokenizer, # see `train_tokenizer`
     protocol: dict, # see `tiny_protocol`
@@ -78,12 +155,14 @@ def fresh_cooper(
         model = CooperForConditionalGeneration(config)
     return model, CooperProcessor(tokenizer, protocol, clean=(side, side, g.latent_stride), vision=(side, side, g.vision_patch))
 
-# %% ../../nbs/14_supervised.ipynb #50d3adde
+# %% ../../nbs/14_supervised.ipynb #31c1a21e
 class Chosen:
     "Some of a collection's examples."
     def __init__(self, examples, indices): self.examples, self.indices = examples, list(indices)
     def __len__(self): return len(self.indices)
     def build(self, k, generator): return self.examples.build(self.indices[k], generator)
+    def tokens(self, k, generator): return tokens_of(self.examples, self.indices[k], generator)
+    def id(self, k): return id_of(self.examples, self.indices[k])
     def contents(self): return self.examples, self.indices
 
 def mode_of(row: dict) -> str:
@@ -98,7 +177,7 @@ def by_mode(examples, weights: dict[str, float]) -> Mixture:
     if empty: warnings.warn(f"mode_weights: no rows of mode {', '.join(empty)}, whose weights are dropped; there are {there}", stacklevel=2)
     return Mixture([part for part in parts.values() if len(part)], [weights[m] for m in parts if m not in empty])
 
-# %% ../../nbs/14_supervised.ipynb #31c1a21e
+# %% ../../nbs/14_supervised.ipynb #97241536
 def flipped(picture: Image.Image) -> Image.Image:
     "Mirrored, left to right."
     return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -119,16 +198,14 @@ class LatentCache:
                 pixels = torch.stack([self.processor.picture(picture, views=("clean",))[0].pixels for _, picture in new[i:i + batch_size]])
                 for (key, _), z in zip(new[i:i + batch_size], self.model.encode_pictures(pixels.to(self.model.vae.device)).cpu()): self.store[key] = z.clone()
         return self
-    def segment(self, picture: Image.Image, view: str) -> PictureSegment:
+    def segment(self, picture: Image.Image, view: str, learned=None) -> PictureSegment:
         "A picture that is here, in a view that takes latents."
-        return PictureSegment(None, view, latents=self.store[self.key(picture)])
+        return PictureSegment(None, view, latents=self.store[self.key(picture)], learned=learned)
 
-# %% ../../nbs/14_supervised.ipynb #b4f620a7
+# %% ../../nbs/14_supervised.ipynb #42e2d692
 def _load_depth(row, m):
     metres = load_depth_png(row.depth)
-    if holes := int((metres <= 0).sum()): # drawn, they would be black: the nearest there is
-        raise NotBuilt(f"learning from depth with holes ({row.depth}: {holes} of {metres.size} pixels are 0, where the sensor saw nothing)",
-                       "fill them in, or leave the row out")
+    if not (metres > 0).any(): raise ValueError(f"{row.depth}: every pixel is 0, where the sensor saw nothing; expected some that are known")
     return DepthMap(metres, m.options["near"], m.options["far"])
 
 def _load_segmentation(row, m): return SegmentMap(load_classes(row.seg, m.options["palette"]), m.options["palette"])
@@ -136,66 +213,149 @@ def _load_segmentation(row, m): return SegmentMap(load_classes(row.seg, m.option
 LOADERS = {"depth": (_load_depth, "depth"), "segmentation": (_load_segmentation, "seg")} # what the AMG format has a field for
 
 def load_map(row: AmgRow, m):
-    "The map of a row that belongs to a modality. ValueError if the row has none, NotBuilt for depth with holes."
+    "The map of a row that belongs to a modality. ValueError if the row has none, or nothing of it is known."
     if hasattr(m, "load"): return m.load(row)
     if m.name not in LOADERS: raise ValueError(f"rows of the AMG format hold no {m.name!r}: give {type(m).__name__} a method `load(row)`")
     load, field = LOADERS[m.name]
     if getattr(row, field) is None: raise ValueError(f"row {row.data_id!r} has no {m.name}; expected a file in '{field}'")
     return load(row, m)
 
-def _amg_pictures(row, ms, processor): # of one row
+def validity(map) -> np.ndarray | None: # bool (H, W); None: everywhere
+    "Where a map is known: its own `valid`, or for depth the pixels above 0."
+    valid = getattr(map, "valid", None)
+    if valid is None and isinstance(map, DepthMap): valid = map.values > 0
+    return None if valid is None or np.all(valid) else np.asarray(valid, bool)
+
+# %% ../../nbs/14_supervised.ipynb #08d53afb
+def fill_holes(pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    "Pixels (H, W, ...) with those that are not valid taken from the nearest valid one of their row, or else from the nearest row that has one."
+    H, W = valid.shape
+    column = np.arange(W)
+    left = np.maximum.accumulate(np.where(valid, column, -W), 1) # the nearest valid column at or before
+    right = np.minimum.accumulate(np.where(valid, column, 2 * W)[:, ::-1], 1)[:, ::-1]
+    source = np.where(column - left <= right - column, left, right).clip(0, W - 1)
+    rows = np.flatnonzero(valid.any(1))
+    nearest = rows[np.abs(np.arange(H)[:, None] - rows).argmin(1)]
+    return pixels[nearest[:, None], source[nearest]]
+
+# %% ../../nbs/14_supervised.ipynb #6234cc58
+def _amg_pictures(row, ms, processor): # of one row; "depth/valid" where a map is not known everywhere
     picture = read_picture(row.rgb)
     rgb, sized = processor.fit(picture), "{0[0]}x{0[1]}".format
     def code(m): # the picture that is drawn for the map: nearest pixels, for a blend would be a third thing
-        drawn = m.to_picture(load_map(row, m))
+        map = load_map(row, m)
+        drawn, valid = m.to_picture(map), validity(map)
         if drawn.size != picture.size:
             at = getattr(row, LOADERS[m.name][1]) if m.name in LOADERS else f"row {row.data_id!r}"
             raise ValueError(f"{at}: {m.name} is {sized(drawn.size)} pixels, its picture {row.rgb} is {sized(picture.size)}; expected the same size")
-        return drawn.resize(rgb.size, Image.Resampling.NEAREST)
-    return {"rgb": rgb} | {m.name: code(m) for m in ms}
+        if valid is None: return {m.name: drawn.resize(rgb.size, Image.Resampling.NEAREST)}
+        drawn = Image.fromarray(fill_holes(np.asarray(drawn), valid)).resize(rgb.size, Image.Resampling.NEAREST)
+        return {m.name: drawn, f"{m.name}/valid": Image.fromarray(valid.astype(np.uint8) * 255).resize(rgb.size, Image.Resampling.NEAREST)}
+    return {"rgb": rgb} | {k: v for m in ms for k, v in code(m).items()}
 
 def amg_rows(
     rows: list[AmgRow],
     processor: CooperProcessor,
     modalities=None, # names; those of the checkpoint's protocol if None
-) -> list[dict]: # {"rgb": PIL, modality: code picture, ...}
+) -> list[dict]: # {"rgb": PIL, modality: code picture, ..., "depth/valid": where depth is known, if not everywhere}
     "Pictures and code pictures at the size of the model. ValueError names a map that has not the size of its picture: other pixels are other places."
     ms = [modality(name, processor.protocol) for name in modalities or processor.protocol["modalities"]]
     return [_amg_pictures(row, ms, processor) for row in progress(rows, desc="reading maps")]
 
-# %% ../../nbs/14_supervised.ipynb #08d53afb
+# %% ../../nbs/14_supervised.ipynb #71f424f6
 class AmgExamples:
     "Stage 1: a picture, and its maps to be drawn."
     def __init__(self,
-        rows: list[dict], # from `amg_rows`: {"rgb": PIL, modality: code picture, ...}
+        rows: list, # from `amg_rows`: {"rgb": PIL, modality: code picture, ...}; or of `read_amg`: then each is read when it is its turn
         processor, # CooperProcessor
-        latents: LatentCache, # where the pictures are encoded; one for all examples of a run
+        latents: LatentCache | None = None, # where the pictures are encoded, once, one for all examples of a run; without it in every step
         modalities=None, # in which tongues to draw; those of the checkpoint's protocol if None
         copies: int = 2, # noised copies of each target per sequence
         flip: bool = True): # mirror half of the examples
         self.rows, self.processor, self.copies, self.flip = rows, processor, copies, flip
-        self.modalities = tuple(modalities or processor.protocol["modalities"])
-        self.latents = latents.fill(seen for row in rows for name in ("rgb", *self.modalities) for seen in ((row[name], flipped(row[name])) if flip else (row[name],)))
+        self.modalities, self.latents = tuple(modalities or processor.protocol["modalities"]), latents
+        if latents is not None:
+            latents.fill(seen for row in map(self._pictures, rows) for name in ("rgb", *self.modalities) for seen in ((row[name], flipped(row[name])) if flip else (row[name],)))
     def __len__(self): return len(self.rows)
-    def contents(self): return self.rows, how_read(self.processor), self.modalities, self.copies, self.flip
+    def id(self, k): return getattr(self.rows[k], "data_id", f"AMG row {k}")
+    def contents(self):
+        rows = [_file_facts(row) if isinstance(row, AmgRow) else row for row in self.rows]
+        return rows, how_read(self.processor), self.modalities, self.copies, self.flip
+    def _pictures(self, row):
+        if not isinstance(row, AmgRow): return row
+        return _amg_pictures(row, [modality(name, self.processor.protocol) for name in self.modalities], self.processor)
     def build(self, k, generator) -> Sequence:
         flip = self.flip and torch.rand((), generator=generator).item() < .5
-        row = {name: flipped(picture) if flip else picture for name, picture in self.rows[k].items()}
-        segments = [self.latents.segment(row["rgb"], "clean"), *self.processor.picture(row["rgb"], views=("vision",))]
+        row = {name: flipped(picture) if flip else picture for name, picture in self._pictures(self.rows[k]).items()}
+        segments = [self._latents(row["rgb"], "clean"), *self.processor.picture(row["rgb"], views=("vision",))]
         for j in torch.randperm(len(self.modalities), generator=generator).tolist():
             name = self.modalities[j]
             segments.append(self.processor.text(modality(name, self.processor.protocol).request))
-            segments += [self.latents.segment(row[name], "noised")] * self.copies
+            segments += [self._latents(row[name], "noised", self._learned(row, name))] * self.copies
         return Sequence(segments)
+    def _latents(self, picture, view, learned=None):
+        if self.latents is not None: return self.latents.segment(picture, view, learned)
+        return PictureSegment(to_pixels(picture), view, learned=learned)
+    def _learned(self, row, name):
+        valid = row.get(f"{name}/valid")
+        return None if valid is None else learned_tokens(torch.from_numpy(np.array(valid) > 0), self.processor.clean[2])
+    def tokens(self, k, generator=None):
+        "Of the `k`-th sequence, from the size of its picture alone."
+        row = self.rows[k]
+        size = _fitted_size(self.processor, _size_of(row.rgb)) if isinstance(row, AmgRow) else row["rgb"].size
+        def cells(size, stride): return (size[0] // stride) * (size[1] // stride) + 2
+        latents, vision = cells(size, self.processor.clean[2]), Resize(*self.processor.vision).size(*size)
+        return latents * (1 + self.copies * len(self.modalities)) + cells(vision, self.processor.vision[2]) + self._words
+    @cached_property
+    def _words(self): # tokens of all requests
+        return sum(len(self.processor.text(modality(name, self.processor.protocol).request).ids) for name in self.modalities)
 
-# %% ../../nbs/14_supervised.ipynb #6234cc58
+@lru_cache(maxsize=None)
+def _size_of(path): # only the head of the file is read
+    with Image.open(path) as picture: return picture.size
+
+def _fitted_size(processor, size): return Resize(*processor.clean).size(*size)
+
+def _file_facts(row): # a data set of files is known by their names and sizes
+    files = [getattr(row, name) for name in ("rgb", "depth", "seg")]
+    return row.data_id, [(p.name, p.stat().st_size) for p in files if p]
+
+# %% ../../nbs/14_supervised.ipynb #50c36d1c
+CONDITIONS = ("text", "pictures", "vision", "clean")
+
+class Dropout:
+    "Examples in which conditions are left out now and then."
+    def __init__(self,
+        examples,
+        shares: dict): # of the examples: 'text' loses its given words, 'pictures' all given pictures, 'vision' and 'clean' those in that view
+        self.examples, self.shares = examples, {k: float(v) for k, v in shares.items()}
+        for k, v in self.shares.items():
+            if k not in CONDITIONS: raise ValueError(f"dropout of {k!r} is unknown; expected some of {', '.join(CONDITIONS)}")
+            if not 0 <= v <= 1: raise ValueError(f"dropout of {k!r} is {v}; expected a share of 0 to 1")
+    def __len__(self): return len(self.examples)
+    def id(self, k): return id_of(self.examples, k)
+    def contents(self): return self.examples, self.shares
+    def inner(self): return [self.examples]
+    def tokens(self, k, generator): return tokens_of(self.examples, k, generator) # at most
+    def build(self, k, generator) -> Sequence:
+        sequence = self.examples.build(k, generator)
+        draws = torch.rand(len(CONDITIONS), generator=generator).tolist() # always as many, whatever the shares
+        gone = {c for c, u in zip(CONDITIONS, draws) if u < self.shares.get(c, 0.)}
+        if not gone or any(isinstance(s, TextSegment) and any(s.learn) for s in sequence.segments): return sequence
+        return Sequence([s for s in sequence.segments if not _left_out(s, gone)])
+
+def _left_out(s, gone):
+    if isinstance(s, TextSegment): return "text" in gone
+    return s.view != "noised" and ("pictures" in gone or s.view in gone)
+
+# %% ../../nbs/14_supervised.ipynb #8baa443d
 class InterleavedExamples:
     "Stage 2a: rows of texts and pictures (`interleaved_reason` of the released schema)."
     def __init__(self,
         rows: list[dict], # 'interleaved_reason': items {type, value, need_loss} (+ modality, prefix); 'mode' tells how given pictures are seen
         processor,
         latents: LatentCache | None = None): # where the pictures are encoded, once; without it they are encoded in every step
-        self.rows, self.processor, self.latents = rows, processor, latents
+        self.rows, self.processor, self.latents, self._lengths = rows, processor, latents, {}
         if latents is not None: latents.fill(picture for k, row in enumerate(rows) for picture in self._pictures(k, row))
     def _pictures(self, k, row): # those whose latents are needed
         views = self.processor.protocol["views"]
@@ -207,7 +367,16 @@ class InterleavedExamples:
     def _needs_latents(self, row, item):
         return item["type"] != "text" and (item["need_loss"] == "true" or (not item.get("modality") and "clean" in self._views(row, item)))
     def __len__(self): return len(self.rows)
+    def id(self, k): return self.rows[k].get("data_id", f"row {k}")
     def contents(self): return [(mode_of(row), row["interleaved_reason"]) for row in self.rows], how_read(self.processor)
+    def tokens(self, k, generator=None):
+        "Of the `k`-th sequence; counted once."
+        if k not in self._lengths: self._lengths[k] = token_count(self.build(k), self._counting)
+        return self._lengths[k]
+    @property
+    def _counting(self) -> Geometry: # what `token_count` needs to know
+        if self.latents is not None: return self.latents.model.config.geometry
+        return Geometry(self.processor.vision[2], 0, 1, self.processor.clean[2], 0, 0, 0, 0) # then all pictures are pixels
     def build(self, k, generator=None) -> Sequence:
         row = self.rows[k]
         return Sequence([s for item in row["interleaved_reason"] for s in self.segments(item, row)])
@@ -225,13 +394,18 @@ class InterleavedExamples:
         if self.latents and view != "vision": return self.latents.segment(picture, view)
         return self.processor.picture(picture, (view,))[0]
 
-# %% ../../nbs/14_supervised.ipynb #9a3822d0
+# %% ../../nbs/14_supervised.ipynb #201090b2
 @dataclass
 class SupervisedConfig(TrainingArguments):
     "Options of `SupervisedTrainer` beyond those of transformers' `TrainingArguments`."
     ema_decay: float = field(default=0.995, metadata={"help": "decay of the averaged weights, per step"})
     ce_weight: float = field(default=1.0, metadata={"help": "weight of the next-token loss"})
     mse_weight: float = field(default=1.0, metadata={"help": "weight of the flow-matching loss"})
+    loss_mean: str = field(default="token", metadata={"help": "token: every learned token and patch of a step counts alike; sample: every example does"})
+    tokens_per_pack: int = field(default=0, metadata={"help": "fill packs up to so many tokens, and take per_device_train_batch_size packs; 0: so many examples"})
+    skip_too_long: bool = field(default=False, metadata={"help": "leave out examples longer than a pack, and say which"})
+    timestep_shift: float = field(default=0.0, metadata={"help": "of the training timesteps towards noise; 0: the model's own"})
+    ema_warmup: bool = field(default=True, metadata={"help": "let the average move faster at the start"})
     stop_after: int = field(default=0, metadata={"help": "stop after so many steps, though the schedule spans max_steps; 0: do not"})
     adam_beta2: float = field(default=0.95, metadata={"help": "as in BAGEL"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "examples are sequences, not columns"})
@@ -240,7 +414,7 @@ class SupervisedConfig(TrainingArguments):
     save_total_limit: int = field(default=2, metadata={"help": "whole checkpoints to keep"})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "after the warm-up"})
 
-# %% ../../nbs/14_supervised.ipynb #646eb719
+# %% ../../nbs/14_supervised.ipynb #242153a0
 def fingerprint(*parts) -> str: # 16 hex digits
     "Of numbers and texts, pictures, tensors, modules, lists and dicts of those, and objects that have `contents()`: equal things, equal prints."
     digest, seen = hashlib.blake2b(digest_size=8), {}
@@ -262,7 +436,7 @@ def how_read(processor) -> tuple:
     "What of a processor decides how rows become sequences."
     return processor.protocol, processor.clean, processor.vision, processor.tokenizer.get_vocab()
 
-# %% ../../nbs/14_supervised.ipynb #fafeb193
+# %% ../../nbs/14_supervised.ipynb #cba20570
 def newest_whole(out) -> Path | None:
     "The newest complete checkpoint below `out`, or None. A checkpoint gets its name only when it is complete."
     found = [p for p in Path(out).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name) and (p / "trainer_state.json").exists()]
@@ -316,14 +490,16 @@ class WholeCheckpoints:
         keep = (self.args.save_total_limit or len(old) + 1) - 1
         for p in old[:max(len(old) - keep, 0)]: shutil.rmtree(p)
 
-# %% ../../nbs/14_supervised.ipynb #3f5bce98
+# %% ../../nbs/14_supervised.ipynb #3ca9b716
 class WeightAverage(TrainerCallback):
     "Exponential moving average of the trainable weights."
-    def __init__(self, decay): self.decay, self.weights = decay, None
+    def __init__(self, decay, warmup=True): self.decay, self.warmup, self.weights = decay, warmup, None
     def on_train_begin(self, args, state, control, model, **kw):
-        if self.weights is None: self.weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+        own = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        if self.weights is None: self.weights = {n: p.detach().clone() for n, p in own.items()}
+        else: self.weights = {n: _laid_out_as(self.weights[n], p) for n, p in own.items()}
     def on_step_end(self, args, state, control, model, **kw):
-        d = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
+        d = min(self.decay, (1 + state.global_step) / (10 + state.global_step)) if self.warmup else self.decay
         with torch.no_grad():
             for n, p in model.named_parameters():
                 if p.requires_grad: self.weights[n].lerp_(p.detach().to(self.weights[n].dtype), 1 - d)
@@ -331,7 +507,15 @@ class WeightAverage(TrainerCallback):
         "Put the averaged weights into `model`."
         with torch.no_grad():
             for n, p in model.named_parameters():
-                if n in self.weights: p.copy_(self.weights[n])
+                if self.weights and n in self.weights: p.copy_(self.weights[n])
+
+def _whole(t): # a shard, put together: every process must ask
+    return (t.full_tensor() if hasattr(t, "full_tensor") else t).detach()
+
+def _laid_out_as(whole, p): # the reverse: as a parameter lies on the devices
+    if not hasattr(p, "device_mesh") or hasattr(whole, "device_mesh"): return whole
+    from torch.distributed.tensor import distribute_tensor
+    return distribute_tensor(whole.to(p.device), p.device_mesh, p.placements)
 
 class StopAfter(TrainerCallback):
     "Ends a run early, with a checkpoint."
@@ -346,41 +530,108 @@ class CurveCallback(TrainerCallback):
         values = {k: v for k, v in (logs or {}).items() if isinstance(v, (int, float)) and k not in ("epoch", "total_flos") and not k.startswith("train_")}
         if values: self.curves.add(state.global_step, **values)
 
-# %% ../../nbs/14_supervised.ipynb #5f1169f1
+# %% ../../nbs/14_supervised.ipynb #3c0ba77e
+def _of_sample(batch): # of each target: the example it belongs to
+    return batch.target_sample, batch.sample[batch.latent_at[batch.flow]]
+
+def targets(batch: PackedBatch, mean: str = "token") -> torch.Tensor: # (2,) of text, of drawing
+    "How many things the two means of a batch are over: tokens and patches, or examples that have some."
+    return torch.tensor([len(s) if mean == "token" else len(s.unique()) for s in _of_sample(batch)], dtype=torch.float64 if batch.ids.device.type == "cpu" else torch.float32)
+
+def shares(batch: PackedBatch, out, n: list, mean: str = "token") -> dict: # ce, mse
+    "What a batch adds to the two losses of a step that has `n` targets."
+    values, found = (out["ce"], out["mse"].mean(-1)), {}
+    for name, x, sample, count in zip(("ce", "mse"), values, _of_sample(batch), n):
+        weight = 1. if mean == "token" else (1 / torch.bincount(sample, minlength=len(batch.lengths)).float())[sample]
+        found[name] = (x * weight).sum() / max(count, 1)
+    return found
+
+def _untouched(out): # 0, from every weight that could have had a part: or processes would wait for each other's gradients
+    return (out["last_hidden_state"].sum() + out["ce"].sum() + out["mse"].sum()) * 0
+
+def witness(g: Geometry) -> Sequence:
+    "The smallest sequence that goes through every part of the model and learns nothing. Where several processes train, each pack has one."
+    return Sequence([TextSegment((0,)), PictureSegment(torch.zeros(3, g.vision_patch, g.vision_patch), "vision"),
+                     PictureSegment(None, "clean", latents=torch.zeros(g.latent_channels, g.latent_patch, g.latent_patch))])
+
+# %% ../../nbs/14_supervised.ipynb #a0522589
+def check_training(model, args):
+    "ValueError or NotBuilt for what would not do what it says."
+    if args.max_steps <= 0: raise ValueError(f"SupervisedConfig: max_steps is {args.max_steps}; expected a positive number of optimizer steps")
+    if args.loss_mean not in ("token", "sample"): raise ValueError(f"SupervisedConfig: loss_mean is {args.loss_mean!r}; expected token or sample")
+    if args.tokens_per_pack < 0: raise ValueError(f"SupervisedConfig: tokens_per_pack is {args.tokens_per_pack}; expected a number of tokens, or 0")
+    if args.timestep_shift < 0: raise ValueError(f"SupervisedConfig: timestep_shift is {args.timestep_shift}; expected more than 0, or 0 for the model's own")
+    odd = {str(p.dtype) for p in model.parameters() if p.requires_grad} - {"torch.float32"}
+    if odd: raise ValueError(f"weights to be learned are {', '.join(odd)}: steps of a small learning rate would be rounded away. "
+                             "Expected torch.float32: load the model so, and let bf16=True compute in bfloat16")
+    if not any(p.requires_grad for p in model.parameters()): raise ValueError("no weight is to be learned: all parts are frozen")
+    if getattr(args, "deepspeed_plugin", None) is not None and args.ema_decay:
+        raise NotBuilt("an average of weights that DeepSpeed has divided", "ema_decay=0 trains without one; FSDP2 and DDP have one")
+
+# %% ../../nbs/14_supervised.ipynb #9eb958a6
 class SupervisedTrainer(WholeCheckpoints, Trainer):
     "Both losses from one packed forward pass; averaged weights; exact resume."
-    same = ("ema_decay", "ce_weight", "mse_weight")
+    same = "ema_decay ema_warmup ce_weight mse_weight loss_mean tokens_per_pack timestep_shift bf16".split()
     def __init__(self, model, args: SupervisedConfig, examples, geometry=None, curves: Curves | None = None):
+        check_training(model, args)
         self.geometry = geometry or (model.config.geometry if hasattr(model, "config") else None)
-        self.average, self.curves = WeightAverage(args.ema_decay), curves or Curves("training")
+        if args.timestep_shift: self.geometry = replace(self.geometry, timestep_shift=args.timestep_shift)
+        self.average, self.curves = WeightAverage(args.ema_decay, args.ema_warmup), curves or Curves("training")
         length = args.max_steps * args.per_device_train_batch_size * args.gradient_accumulation_steps * max(args.world_size, 1)
-        if args.max_steps <= 0: raise ValueError(f"SupervisedConfig: max_steps is {args.max_steps}; expected a positive number of optimizer steps")
-        self._sums = {} # name of a loss -> its values since the last point of the curve
-        super().__init__(model, args, train_dataset=Stream(examples, length, args.seed), data_collator=self.collate,
+        data = Packs(examples, length, args.tokens_per_pack, args.seed, args.skip_too_long) if args.tokens_per_pack else Stream(examples, length, args.seed)
+        if args.should_save and getattr(data, "left_out", ()): # the warning names some, this file all
+            write_jsonl(Path(args.output_dir).resolve() / "left_out.jsonl", (dict(data_id=name, tokens=n) for name, n in data.left_out))
+        self._sums, self._now, self._micro = {}, {}, 0 # name of a loss -> its values since the last point of the curve; those of the step at work
+        super().__init__(model, args, train_dataset=data, data_collator=self.collate,
                          callbacks=[self.average, StopAfter(args.stop_after), CurveCallback(self.curves)])
-    def data_contents(self): return self.train_dataset.examples
-    def collate(self, examples): return {"batch": pack([s for s, _ in examples], self.geometry, [g for _, g in examples])}
+        self.loss_is_scaled_for_ga = True # `compute_loss` divides by the targets of the whole step
+    def data_contents(self): return getattr(self.train_dataset, "stream", self.train_dataset).examples
+    def collate(self, examples):
+        flat = [e for pack_ in examples for e in pack_] if self.args.tokens_per_pack else list(examples)
+        if self.args.world_size > 1: flat.append((witness(self.geometry), None))
+        return {"batch": pack([s for s, _ in flat], self.geometry, [g for _, g in flat])}
     def _get_train_sampler(self, train_dataset=None): return SequentialSampler(train_dataset or self.train_dataset) # the stream is the order
     def floating_point_ops(self, inputs): return 0 # transformers would count elements of a tensor that we do not have
+    def _get_num_items_in_batch(self, batch_samples, device): # targets of a step, of all processes
+        if not batch_samples: return None
+        n = sum(targets(b["batch"], self.args.loss_mean) for b in batch_samples).to(device)
+        return self.accelerator.reduce(n, "sum") if self.args.world_size > 1 else n
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        out = model(inputs["batch"].to(self.args.device), ce_weight=self.args.ce_weight, mse_weight=self.args.mse_weight)
-        for k in ("loss", "ce", "mse"):
-            if out[k].numel(): self._sums.setdefault(k, []).append(out[k].mean().item())
-        return (out["loss"], out) if return_outputs else out["loss"]
+        batch, args = inputs["batch"].to(self.args.device), self.args
+        out = model(batch, ce_weight=args.ce_weight, mse_weight=args.mse_weight)
+        alone = args.world_size == 1 and self.current_gradient_accumulation_steps == 1
+        if alone and args.loss_mean == "token": loss, parts = out["loss"], {k: out[k].mean() for k in ("ce", "mse") if out[k].numel()}
+        else:
+            parts = shares(batch, out, num_items_in_batch.tolist(), args.loss_mean)
+            parts = {k: v for (k, v), n in zip(parts.items(), num_items_in_batch.tolist()) if n}
+            loss = sum((getattr(args, f"{k}_weight") * v for k, v in parts.items()), _untouched(out))
+        self._record({"loss": loss} | parts)
+        loss = loss * args.world_size # the gradient is a mean over processes, the loss a sum
+        return (loss, out) if return_outputs else loss
+    def _record(self, parts): # of one pass
+        for k, v in parts.items(): self._now[k] = self._now.get(k, 0.) + v.item()
+        self._micro += 1
+        if self._micro < self.current_gradient_accumulation_steps: return
+        if self.args.world_size > 1: # all have the same keys: what a step learns is known to all
+            total = self.accelerator.reduce(torch.tensor(list(self._now.values()), device=self.args.device, dtype=torch.float32), "sum")
+            self._now = dict(zip(self._now, total.tolist()))
+        for k, v in self._now.items(): self._sums.setdefault(k, []).append(v)
+        self._now, self._micro = {}, 0
     def log(self, logs, *args, **kw):
         if "loss" in logs: # a point of the curve; Trainer's own loss forgets, when a run is resumed, the steps before the checkpoint
             logs |= {k: sum(v) / len(v) for k, v in self._sums.items()}
             self._sums.clear()
         super().log(logs, *args, **kw)
 
-# %% ../../nbs/14_supervised.ipynb #8541532c
+# %% ../../nbs/14_supervised.ipynb #e310e60f
 from fastcore.basics import patch
 
 @patch
 def _save_optimizer_and_scheduler(self: SupervisedTrainer, output_dir):
     Trainer._save_optimizer_and_scheduler(self, output_dir)
+    average = {k: _whole(v).contiguous() for k, v in self.average.weights.items()} # also asked where nothing is saved
     if self.args.should_save:
-        save_file({k: v.contiguous() for k, v in self.average.weights.items()}, Path(output_dir) / "average.safetensors")
+        save_file(average, Path(output_dir) / "average.safetensors")
         self.curves.save((Path(output_dir) / "curves.json").resolve())
         (Path(output_dir) / "sums.json").write_text(json.dumps(self._sums), encoding="utf-8")
 
@@ -391,7 +642,7 @@ def fit(self: SupervisedTrainer):
     ValueError if the folder holds another run; `stop_after` may differ."""
     last = self.last_checkpoint()
     if last:
-        self._sums = json.loads((last / "sums.json").read_text(encoding="utf-8"))
+        self._sums, self._now, self._micro = json.loads((last / "sums.json").read_text(encoding="utf-8")), {}, 0
         self.average.weights = {k: v.to(self.args.device) for k, v in load_file(last / "average.safetensors").items()}
         self.curves = Curves.load((last / "curves.json").resolve())
         self.remove_callback(CurveCallback); self.add_callback(CurveCallback(self.curves))
@@ -400,66 +651,186 @@ def fit(self: SupervisedTrainer):
     self.average.apply(self.model)
     return self.model
 
-# %% ../../nbs/14_supervised.ipynb #8baa443d
-@dataclass
+# %% ../../nbs/14_supervised.ipynb #be67b551
+def _score(m, drawn: list, truth: list) -> dict: # of one modality over some rows: name of a curve -> value
+    def to(a, shape): return a[np.arange(shape[0])[:, None] * a.shape[0] // shape[0], np.arange(shape[1]) * a.shape[1] // shape[1]] # nearest
+    if m.name == "depth":
+        true = [to(t.values, d.values.shape) for d, t in zip(drawn, truth)]
+        return {"depth/AbsRel": np.mean([depth_metrics(np.maximum(d.values, 1e-3), t, t > 0)["absrel"] for d, t in zip(drawn, true)])}
+    if m.name == "segmentation":
+        true = [to(t.labels, d.labels.shape) for d, t in zip(drawn, truth)]
+        return {"segmentation/mIoU": segmentation_metrics([d.labels for d in drawn], true, truth[0].classes)["miou"]}
+    found = [metric(m.metric)(d, t) for d, t in zip(drawn, truth)]
+    return {f"{m.name}/{k}": np.mean([f[k] for f in found]) for k in list(found[0])[:1]}
+
+class HeldOut(TrainerCallback):
+    "Draws held-out rows with the averaged weights every so many steps, measures and shows them."
+    def __init__(self, trainer, rows, processor, every: int, shown: int = 2):
+        self.trainer, self.rows, self.processor, self.every, self.shown, self._handle = trainer, list(rows), processor, every, shown, None
+        names = [m for m in processor.protocol["modalities"] if modality(m, processor.protocol).readable]
+        self.modalities = [modality(name, processor.protocol) for name in names if name in drawable(self.rows, processor)]
+    def on_train_begin(self, args, state, control, model, **kw):
+        if any(hasattr(p, "device_mesh") for p in model.parameters()) or args.deepspeed:
+            raise NotBuilt("drawing held-out pictures with weights that are divided over devices", "evaluate_every=0, or ddp; or measure the checkpoint afterwards")
+    def on_step_end(self, args, state, control, **kw):
+        if state.is_world_process_zero and (state.global_step % self.every == 0 or state.global_step == state.max_steps): self.look(state.global_step)
+    def look(self, step: int) -> Image.Image:
+        "Draw now; the picture of it is also kept in the run's folder."
+        with self.trainer.averaged() as model:
+            engine = Engine(model, self.processor)
+            drawn = {m.name: engine.perceive([r.rgb for r in self.rows], m.name, [(self.trainer.args.seed, "held out", m.name, k) for k in range(len(self.rows))])
+                     for m in self.modalities}
+        truth = {m.name: [load_map(r, m) for r in self.rows] for m in self.modalities}
+        scores = {k: v for m in self.modalities for k, v in _score(m, drawn[m.name], truth[m.name]).items()}
+        self.trainer.curves.add(step, **scores)
+        return self._show(step, [[self.processor.fit(r.rgb), *(m.to_picture(maps[m.name][k]) for m in self.modalities for maps in (truth, drawn))]
+                                 for k, r in enumerate(self.rows[:self.shown])])
+    def _show(self, step, rows, side=64): # a row of pictures each
+        page = Image.new("RGB", (side * len(rows[0]), side * len(rows)))
+        for y, row in enumerate(rows):
+            for x, picture in enumerate(row): page.paste(picture.convert("RGB").resize((side, side), Image.Resampling.NEAREST), (x * side, y * side))
+        with write_whole(Path(self.trainer.args.output_dir).resolve() / f"drawn-{step:06d}.png") as aside: page.save(aside, "PNG")
+        if in_notebook():
+            from IPython.display import Image as Shown, display
+            shown = Shown(png_bytes(page))
+            if self._handle is None: self._handle = display(shown, display_id=True)
+            else: self._handle.update(shown)
+        return page
+
+@patch
+@contextlib.contextmanager
+def averaged(self: SupervisedTrainer):
+    "The model with its averaged weights, in evaluation mode, for a block; afterwards all is as before."
+    model = self.model
+    kept, training = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}, model.training
+    with torch.random.fork_rng(), torch.no_grad():
+        try:
+            self.average.apply(model)
+            yield model.eval()
+        finally:
+            for n, p in model.named_parameters():
+                if n in kept: p.copy_(kept[n])
+            model.train(training)
+
+# %% ../../nbs/14_supervised.ipynb #49e697bd
+_PAPER = dict(learning_rate=5e-6, warmup_steps=500, schedule="constant_with_warmup", ema_decay=.995, ema_warmup=False, adam_epsilon=1e-15, batch_size=1,
+              tokens_per_pack=10240, skip_too_long=True, freeze="vision", gradient_checkpointing=True, bf16=True, timestep_shift=1.0, mirror=False, in_memory=False, copies=1)
+PRESETS = { # of the two stages; what the published scripts give, and the defaults of theirs that they leave alone
+    "AmgParameters": {"tiny": {}, "paper": _PAPER | dict(steps=6000, save_steps=2000,
+        data="data/downloads/hypersim:0.45, data/downloads/ade20k:0.5, data/downloads/vkitti:0.05")},
+    "SftParameters": {"tiny": {}, "paper": _PAPER | dict(steps=600, save_steps=300, amg_weight=0., grounding_weight=0., comparing_weight=0.,
+        mode_weights={"cooperate": 1.}, data="data/downloads/Interleaved_SFT.jsonl")},
+}
+
+@dataclass(kw_only=True)
 class StageParameters:
     "What both stages are told."
-    checkpoint: str # folder to start from; "": random weights
-    data: str # what to learn from
-    evaluation: str # a rendered split to measure on
-    out: str
-    steps: int
-    batch_size: int
-    learning_rate: float
-    warmup_steps: int
-    ema_decay: float
-    save_steps: int
-    stop_after: int # steps; 0: all
-    seed: int
+    preset: str = "tiny" # or 'paper': the published settings, for all that stands at its default
+    checkpoint: str = "data/tiny-cooper" # folder to start from; "": random weights
+    data: str = "data/scenes/train" # what to learn from
+    evaluation: str = "data/scenes/test" # a rendered split to measure on
+    out: str = "outputs/stage"
+    steps: int = 20
+    batch_size: int = 8 # sequences, or packs, of each process in each pass
+    accumulation: int = 1 # passes of an optimizer step
+    tokens_per_pack: int = 0 # 0: no packs
+    skip_too_long: bool = False # leave out examples longer than a pack, and say which; else they are an error
+    loss_mean: str = "token" # or 'sample'
+    learning_rate: float = 3e-4
+    schedule: str = "cosine" # after the warm-up; 'constant_with_warmup' in the paper
+    warmup_steps: int = 5
+    adam_epsilon: float = 1e-8
+    ema_decay: float = .99
+    ema_warmup: bool = True
+    timestep_shift: float = 0. # 0: the model's own
+    dropout: dict = field(default_factory=dict) # see `Dropout`
+    mirror: bool = True # half of the stage-1 examples
+    in_memory: bool = True # read all pictures and encode them once; else each when it is its turn
+    workers: int = 0 # processes that read ahead
+    freeze: str = "" # parts, with commas between; see `cooper.perceive.parts`
+    lora: str = "" # 'understanding', 'generation' or 'both'
+    lora_rank: int = 16
+    lora_also: str = "" # parts that learn in full beside the adapters
+    gradient_checkpointing: bool = False
+    bf16: bool = False # compute in bfloat16; the weights stay float32
+    evaluate_every: int = 0 # steps between drawings of held-out pictures; 0: none
+    evaluation_scenes: int = 8
+    num_processes: int = 1
+    strategy: str = "" # of several processes, see `cooper.perceive.launch`
+    save_steps: int = 100
+    stop_after: int = 0 # steps; 0: all
+    seed: int = 0
     def __post_init__(self):
+        presets = PRESETS.get(type(self).__name__, {"tiny": {}})
+        if self.preset not in presets: raise ValueError(f"'preset' is {self.preset!r}; expected one of {', '.join(presets)}")
+        for k, v in presets[self.preset].items():
+            f = self.__dataclass_fields__[k]
+            if getattr(self, k) == (f.default_factory() if f.default is MISSING else f.default): setattr(self, k, v)
         bad = self.faults()
         if bad: raise ValueError("; ".join(bad))
     def faults(self) -> list[str]:
         "What is out of its range, before anything is read."
-        bad = at_least(1, self, "steps batch_size save_steps copies autoencoder_steps evaluation_scenes per_scene turns")
-        bad += at_least(0, self, "warmup_steps stop_after scenes max_objects seed")
+        bad = at_least(1, self, "steps batch_size accumulation save_steps copies autoencoder_steps evaluation_scenes per_scene turns lora_rank num_processes")
+        bad += at_least(0, self, "warmup_steps stop_after scenes max_objects seed tokens_per_pack timestep_shift workers evaluate_every")
         if not 0 < self.learning_rate < 1: bad.append(f"'learning_rate' is {self.learning_rate}; expected more than 0 and less than 1")
         if not 0 <= self.ema_decay < 1: bad.append(f"'ema_decay' is {self.ema_decay}; expected at least 0 and less than 1")
+        for k, known in (("lora", ("", *LORA)), ("loss_mean", ("token", "sample")), ("schedule", ("cosine", "constant_with_warmup", "linear", "constant")),
+                         ("strategy", ("", *LAUNCH))):
+            if getattr(self, k) not in known: bad.append(f"'{k}' is {getattr(self, k)!r}; expected one of {', '.join(map(repr, known))}")
+        for k in ("freeze", "lora_also"):
+            unknown = [n for n in map(str.strip, getattr(self, k).split(",")) if n and n not in PARTS]
+            if unknown: bad.append(f"'{k}' names {', '.join(unknown)}; expected some of {', '.join(PARTS)}")
+        try: Dropout([], self.dropout)
+        except (TypeError, ValueError) as e: bad.append(f"'dropout': {e}")
         return bad
     @property
     def device(self) -> str:
         "Where to train."
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if torch.cuda.is_available() and self.strategy != "cpu" else "cpu"
     def config(self, folder: str, **changes) -> SupervisedConfig:
         "The trainer's configuration; checkpoints go to `out/folder`."
         values = dict(output_dir=str(resolve(self.out) / folder), max_steps=self.steps, per_device_train_batch_size=self.batch_size,
-            learning_rate=self.learning_rate, warmup_steps=self.warmup_steps, ema_decay=self.ema_decay, save_steps=self.save_steps,
-            stop_after=self.stop_after, seed=self.seed, logging_steps=max(1, self.steps // 100),
-            use_cpu=self.device == "cpu")
-        return SupervisedConfig(**values | changes)
+            gradient_accumulation_steps=self.accumulation, tokens_per_pack=self.tokens_per_pack, skip_too_long=self.skip_too_long, loss_mean=self.loss_mean,
+            learning_rate=self.learning_rate, lr_scheduler_type=self.schedule, warmup_steps=self.warmup_steps, adam_epsilon=self.adam_epsilon,
+            ema_decay=self.ema_decay, ema_warmup=self.ema_warmup, timestep_shift=self.timestep_shift, save_steps=self.save_steps,
+            stop_after=self.stop_after, seed=self.seed, logging_steps=max(1, self.steps // 100), dataloader_num_workers=self.workers, bf16=self.bf16,
+            gradient_checkpointing=self.gradient_checkpointing, gradient_checkpointing_kwargs=dict(use_reentrant=False) if self.gradient_checkpointing else None,
+            ddp_find_unused_parameters=False, use_cpu=self.device == "cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning) # transformers is about to rename `gradient_checkpointing`
+            return SupervisedConfig(**values | changes)
 
-@dataclass
+@dataclass(kw_only=True)
 class AmgParameters(StageParameters):
     "Parameters of `10_amg`."
-    copies: int # noised copies of each map per sequence
-    autoencoder_steps: int # when starting from random weights
-    scenes: int # of `data`; 0: all
-    evaluation_scenes: int
+    out: str = "outputs/amg"
+    copies: int = 2 # noised copies of each map per sequence
+    autoencoder_steps: int = 500 # when starting from random weights
+    scenes: int = 0 # of `data`; 0: all
+    replay: str = "" # JSONL of worked solutions: what was learned before, and is not to be unlearned
+    replay_weight: float = 0. # their share among all examples
+    def faults(self) -> list[str]:
+        "What is out of its range, before anything is read."
+        bad = super().faults()
+        if not 0 <= self.replay_weight < 1: bad.append(f"'replay_weight' is {self.replay_weight}; expected at least 0 and less than 1")
+        if bool(self.replay) != bool(self.replay_weight): bad.append(f"'replay' is {self.replay!r} and 'replay_weight' {self.replay_weight}; expected both or neither")
+        return bad
 
-@dataclass
+@dataclass(kw_only=True)
 class SftParameters(StageParameters):
     "Parameters of `20_sft`."
-    mode_weights: dict # share of each mode among the examples
-    amg_weight: float # share of stage-1 examples among all
-    grounding_weight: float # share of lessons in looking among all
-    comparing_weight: float # share of lessons in comparing among all
-    per_scene: int # questions about each scene
-    turns: int # questions in one conversation, in the modes that draw nothing
-    copies: int # noised copies of each map in a stage-1 example
-    scenes: int # of `data`; 0: all
-    max_objects: int # in the scenes of solutions and lessons; 0: any number
-    questions: int # to measure on
-    evaluation_scenes: int
+    out: str = "outputs/sft"
+    learning_rate: float = 1e-4
+    mode_weights: dict = field(default_factory=lambda: {"cooperate": .45, "direct": .2, "reason": .2, "perceive": .15}) # share of each mode among the examples
+    amg_weight: float = .15 # share of stage-1 examples among all
+    grounding_weight: float = .15 # share of lessons in looking among all
+    comparing_weight: float = .1 # share of lessons in comparing among all
+    per_scene: int = 5 # questions about each scene
+    turns: int = 1 # questions in one conversation, in the modes that draw nothing
+    copies: int = 2 # noised copies of each map in a stage-1 example
+    scenes: int = 0 # of `data`; 0: all
+    max_objects: int = 0 # in the scenes of solutions and lessons; 0: any number
+    questions: int = 20 # to measure on
     def faults(self) -> list[str]:
         "What is out of its range, before anything is read."
         bad = super().faults() + at_least(5, self, "questions") # one of each kind; known hours before they are asked
@@ -475,7 +846,111 @@ class SftParameters(StageParameters):
         if not any(self.mode_weights.values()): bad.append(f"'mode_weights' is {self.mode_weights}; expected at least one above 0")
         return bad
 
-# %% ../../nbs/14_supervised.ipynb #1029ea31
+# %% ../../nbs/14_supervised.ipynb #0253da2a
+def sources(data: str) -> list[tuple[str, float]]: # (list of rows, weight)
+    "The sources that a text names. ValueError for weights that are none."
+    found = []
+    for text in filter(None, map(str.strip, data.split(","))):
+        path, _, weight = text.rpartition(":")
+        if not path: path, weight = text, "1"
+        try: number = float(weight)
+        except ValueError: raise ValueError(f"data: the weight of {path!r} is {weight!r}; expected a number") from None
+        if not 0 < number < float("inf"): raise ValueError(f"data: the weight of {path!r} is {weight}; expected more than 0")
+        found.append((path if path.endswith(".jsonl") else f"{path}/amg.jsonl", number))
+    if not found: raise ValueError("data names nothing to learn from; expected a folder or a JSONL file")
+    return found
+
+def drawable(rows: list[AmgRow], processor) -> list[str]:
+    "The modalities of the checkpoint's protocol that these rows have maps for. ValueError if some rows have one and others not."
+    names = []
+    for name in processor.protocol["modalities"]:
+        m = modality(name, processor.protocol)
+        lack = [] if hasattr(m, "load") else [r for r in rows if name not in LOADERS or getattr(r, LOADERS[name][1]) is None]
+        if lack and len(lack) < len(rows): raise ValueError(f"row {lack[0].data_id!r} has no {name}, and {len(lack) - 1} more, while {len(rows) - len(lack)} have; expected all or none")
+        if not lack and m.readable: names.append(name)
+    if not names: raise ValueError(f"row {rows[0].data_id!r} and all others have no map of {', '.join(processor.protocol['modalities'])}")
+    return names
+
+def _check_replay(row): # of the released schema
+    items = row.get("interleaved_reason")
+    if not isinstance(items, list) or not items: raise ValueError(f"'interleaved_reason' is {items!r:.60}; expected a list of texts and pictures")
+    for i, item in enumerate(items):
+        missing = [k for k in ("type", "value", "need_loss") if k not in item]
+        if missing: raise ValueError(f"'interleaved_reason[{i}]' lacks {', '.join(missing)}")
+
+def amg_examples(p: AmgParameters, model, processor):
+    "What stage 1 learns from, of all sources by weight, with conditions left out now and then, and with what is not to be unlearned."
+    latents, parts = LatentCache(model, processor) if p.in_memory else None, []
+    for path, weight in sources(p.data):
+        rows = read_amg(path, need=(), pictures=p.in_memory, limit=p.scenes or None)
+        names = drawable(rows, processor)
+        parts.append((AmgExamples(amg_rows(rows, processor, names) if p.in_memory else rows, processor, latents, names, p.copies, p.mirror), weight))
+    examples = parts[0][0] if len(parts) == 1 else Mixture(*zip(*parts))
+    if any(p.dropout.values()): examples = Dropout(examples, p.dropout)
+    if not p.replay_weight: return examples
+    return Mixture([examples, InterleavedExamples(read_jsonl(p.replay, _check_replay), processor, latents)], [1 - p.replay_weight, p.replay_weight])
+
+# %% ../../nbs/14_supervised.ipynb #9f553ffe
+def prepare(model, p: StageParameters):
+    "Freeze parts, or put adapters on, as the parameters say."
+    if p.lora: return add_lora(model, p.lora, p.lora_rank, also=p.lora_also, seed=p.seed)
+    return freeze(model, p.freeze)
+
+def train_stage(p: StageParameters, folder: str, model, processor, examples, held_out: list = ()) -> SupervisedTrainer:
+    "Train in this process; afterwards the model has the averaged weights, and adapters are merged. `held_out`: rows to draw every `p.evaluate_every` steps."
+    trainer = SupervisedTrainer(prepare(model, p), p.config(folder), examples)
+    trainer.add_callback(Telling())
+    if p.evaluate_every: trainer.add_callback(HeldOut(trainer, held_out, processor, p.evaluate_every))
+    trainer.fit()
+    if not trainer.divided: merge_lora(model)
+    return trainer
+
+@patch(as_prop=True)
+def divided(self: SupervisedTrainer) -> bool:
+    "Are the weights divided over devices?"
+    return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+def whole_model(trainer: SupervisedTrainer, p: StageParameters):
+    "The trained model in one piece, on the main process; None on the others. Every process must ask."
+    if not trainer.divided: return trainer.model if trainer.args.should_save else None
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if not trainer.args.should_save: return None
+    model = prepare(CooperForConditionalGeneration(trainer.model.config), p)
+    model.load_state_dict(state)
+    return merge_lora(model)
+
+def work(p: StageParameters, folder: str, examples_of) -> Path:
+    "What one of several processes does: load, train, and let the main one write `out/model` and `out/curves.json`."
+    model, processor = load_model(resolve(p.checkpoint))
+    model.to(p.config(folder).device)
+    held_out = read_amg(f"{p.evaluation}/amg.jsonl", need=(), limit=p.evaluation_scenes) if p.evaluate_every else ()
+    trainer = train_stage(p, folder, model, processor, examples_of(p, model, processor), held_out)
+    trained = whole_model(trainer, p)
+    if trained is not None:
+        save_model(trained.cpu(), processor, resolve(p.out) / "model")
+        trainer.curves.save(resolve(p.out) / "curves.json")
+    trainer.accelerator.wait_for_everyone()
+    return resolve(p.out) / "model"
+
+def trained(p: StageParameters, folder: str, model, processor, examples_of, module: str, held_out: list = ()):
+    "Train as `p.num_processes` says: here, or in workers that run `module`. -> the trained model and the curves"
+    if p.num_processes == 1:
+        trainer = train_stage(p, folder, model, processor, examples_of(p, model, processor), held_out)
+        return model, trainer.curves
+    start = save_model(model, processor, resolve(p.out) / "start")
+    launch(module, replace(p, checkpoint=str(start), preset="tiny"), p.num_processes, p.strategy, resolve(p.out) / "launch", Curves("training"))
+    return load_model(resolve(p.out) / "model")[0], Curves.load(resolve(p.out) / "curves.json")
+
+def main(args=None, cls=AmgParameters, folder="amg", examples_of=amg_examples):
+    """A worker of stage 1: `accelerate launch --config_file data/launch/ddp.yaml -m cooper.perceive.supervised --config run.yaml`.
+
+    The YAML file and the command line hold fields of `AmgParameters`."""
+    from trl import TrlParser
+    with telling_errors():
+        p, = TrlParser((cls,)).parse_args_and_config(args)
+        work(checked(cls, {k: getattr(p, k) for k in cls.__dataclass_fields__}), folder, examples_of)
+
+# %% ../../nbs/14_supervised.ipynb #6b605ff7
 class AutoencoderTask(nn.Module):
     "An `AutoencoderKL` with its training loss, in the shape `SupervisedTrainer` expects."
     def __init__(self, vae, kl_weight: float = 1e-6):
@@ -502,8 +977,13 @@ class PictureExamples:
 class AutoencoderTrainer(SupervisedTrainer):
     "`SupervisedTrainer` over plain pictures of one size."
     def collate(self, examples): return {"batch": torch.stack([x for x, _ in examples])}
+    def _get_num_items_in_batch(self, batch_samples, device): return None
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        out = model(inputs["batch"])
+        self._record({k: out[k].mean() / self.current_gradient_accumulation_steps for k in ("loss", "mse")})
+        return out["loss"] / self.current_gradient_accumulation_steps
 
-# %% ../../nbs/14_supervised.ipynb #e65129c6
+# %% ../../nbs/14_supervised.ipynb #69888fc6
 def train_autoencoder(model, processor, pictures: list, args: SupervisedConfig):
     "Train the autoencoder of `model` on `pictures` (PIL, of one size once fitted) and set its latents to unit variance."
     curves = Curves("autoencoder")
@@ -514,7 +994,7 @@ def train_autoencoder(model, processor, pictures: list, args: SupervisedConfig):
     measure_latents(model, sample)
     return model
 
-# %% ../../nbs/14_supervised.ipynb #1cfa114d
+# %% ../../nbs/14_supervised.ipynb #5f906ef3
 @torch.no_grad()
 def measure_latents(model: CooperForConditionalGeneration, pixels: torch.Tensor) -> tuple[float, float]:
     "Set `scaling_factor` and `shift_factor` so that latents of `pixels` (B, 3, H, W) have mean 0 and variance 1; return both."
@@ -522,3 +1002,8 @@ def measure_latents(model: CooperForConditionalGeneration, pixels: torch.Tensor)
     values = dict(shift_factor=round(z.mean().item(), 5), scaling_factor=round(1 / z.std().item(), 5))
     model.vae.register_to_config(**values); model.config.vae_config.update(values)
     return values["scaling_factor"], values["shift_factor"]
+
+# %% ../../nbs/14_supervised.ipynb #bc89dae5
+if __name__ == "__main__" and "__file__" in globals(): # a notebook has no __file__
+    from cooper.perceive.supervised import main # under its own name, whose classes others know
+    main()

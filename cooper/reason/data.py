@@ -7,20 +7,23 @@ __all__ = ['KINDS', 'FLIPPABLE', 'FLAGS', 'COUNTS', 'PRIOR_FLAG', 'MIN_VISIBLE',
            'NEEDED', 'PLAN', 'PLAIN', 'SECOND', 'LOOKING', 'Question', 'name', 'referable', 'measure', 'clear',
            'wants_less', 'two_way', 'subjects', 'counting', 'candidates', 'questions', 'place', 'chance_level', 'shown',
            'reading', 'seen', 'from_left', 'chain', 'grounding', 'ScenePictures', 'scene_map', 'tools', 'solution',
-           'show_solution', 'check_sft', 'check_rl', 'SkipReport', 'Rows', 'write_sft', 'read_sft', 'rl_row',
-           'rl_question', 'write_rl', 'read_rl', 'split_questions', 'dialogue', 'sft_rows', 'lesson', 'grounding_rows',
+           'show_solution', 'sft_faults', 'check_sft', 'rl_faults', 'check_rl', 'SkipReport', 'Rows', 'write_sft',
+           'read_sft', 'rl_row', 'rl_question', 'write_rl', 'read_rl', 'released_sft', 'released_rl', 'convert_sft',
+           'convert_rl', 'validate', 'main', 'split_questions', 'dialogue', 'sft_rows', 'lesson', 'grounding_rows',
            'comparing', 'comparing_rows', 'vocabulary_texts']
 
 # %% ../../nbs/21_reasoning_data.ipynb #1e6613e1
-from dataclasses import asdict, dataclass
+import argparse, sys, warnings
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import combinations, takewhile
 from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 from ..core import decode_picture, encode_picture, read_jsonl, resolve, seed_for, write_jsonl
-from ..model.modalities import MODALITIES, MODES, DepthMap, SegmentMap, modality
-from ..model.processor import read_picture, tiny_protocol
+from ..model.modalities import MODALITIES, MODES, SegmentMap, modality
+from ..model.processor import COOPERATE_SYSTEM, read_picture, tiny_protocol
+from ..perceive.data import lines_of
 from ..perceive.scenes import CLASSES, COLOURS, FAR, NEAR, SHAPES, load_facts, load_rendered, mirrored
 
 # %% ../../nbs/21_reasoning_data.ipynb #f6933ae5
@@ -278,7 +281,7 @@ def scene_map(
     m,           # a modality, set up for a checkpoint
 ):               # -> DepthMap or SegmentMap
     "The true map of a scene, in a checkpoint's range and palette. ValueError for a map that scenes do not have, and for a palette that lacks a class."
-    if m.name == "depth": return DepthMap(rendered.depth, m.options.get("near", NEAR), m.options.get("far", FAR))
+    if m.name == "depth": return replace(m, options=dict(near=NEAR, far=FAR) | m.options).of(rendered.depth)
     if m.name != "segmentation": raise ValueError(f"a rendered scene has no map for {m.name!r}; it has depth and segmentation")
     palette = m.options.get("palette", CLASSES)
     if missing := [n for n in CLASSES if n not in palette]: raise ValueError(f"the protocol's palette lacks {', '.join(missing)}; the scenes show {', '.join(CLASSES)}")
@@ -372,51 +375,75 @@ def _one_of(row, field, allowed, place=""):
         raise ValueError(f"{place}'{field}' is {row[field]!r:.60}; expected one of {', '.join(allowed)}")
 
 # %% ../../nbs/21_reasoning_data.ipynb #01d4724a
-def check_sft(row: dict):
-    "ValueError unless the row is one of the released SFT schema (with our two additions)."
-    items = _field(row, "interleaved_reason", list)
-    if "mode" in row: _one_of(row, "mode", MODES) # the released rows have none: all are cooperative
-    for n, item in enumerate(items):
-        place = f"item {n} of 'interleaved_reason': "
-        _one_of(item, "type", ("text", "image"), place); _field(item, "value", place=place)
-        _one_of(item, "need_loss", ("true", "false"), place)
-        if item["type"] == "text": _check_text(item, place)
-        else: _check_picture(item, place)
-    if not any(i["need_loss"] == "true" for i in items):
-        raise ValueError("'interleaved_reason' has nothing to learn; expected an item with 'need_loss' \"true\"")
+def _attempt(faults, check): # what it gives, or None and one fault more
+    try: return check()
+    except ValueError as e: faults.append(str(e))
 
+def sft_faults(row: dict) -> list[str]:
+    "All that is wrong with a row, by the released SFT schema with our two additions."
+    faults, items = [], None
+    items = _attempt(faults, lambda: _field(row, "interleaved_reason", list)) or []
+    if isinstance(row, dict) and "mode" in row: _attempt(faults, lambda: _one_of(row, "mode", MODES)) # the released rows have none: all are cooperative
+    for n, item in enumerate(items): faults += _item_faults(item, f"item {n} of 'interleaved_reason': ")
+    if not faults and not any(i["need_loss"] == "true" for i in items):
+        faults.append("'interleaved_reason' has nothing to learn; expected an item with 'need_loss' \"true\"")
+    return faults
+
+def _item_faults(item, place):
+    if not isinstance(item, dict): return [f"{place}is {item!r:.60}; expected an object"]
+    faults = []
+    _attempt(faults, lambda: _one_of(item, "type", ("text", "image"), place))
+    value = _attempt(faults, lambda: _field(item, "value", place=place))
+    _attempt(faults, lambda: _one_of(item, "need_loss", ("true", "false"), place))
+    if value is not None and item.get("type") in ("text", "image"): _attempt(faults, lambda: (_check_text if item["type"] == "text" else _check_picture)(item, place))
+    return faults
+
+def check_sft(row: dict):
+    "ValueError, with the first of its faults, unless the row is one of the released SFT schema (with our two additions)."
+    if faults := sft_faults(row): raise ValueError(faults[0])
+
+# %% ../../nbs/21_reasoning_data.ipynb #d319379f
 def _check_text(item, place):
-    if "prefix" in item and (not isinstance(item["prefix"], str) or item["need_loss"] != "true"):
+    if "prefix" in item and (not isinstance(item["prefix"], str) or item.get("need_loss") != "true"):
         raise ValueError(f"{place}'prefix' is {item['prefix']!r:.60}; expected a string, on a text with 'need_loss' \"true\"")
 
 def _check_picture(item, place):
     if "modality" in item: _one_of(item, "modality", tuple(MODALITIES), place)
-    elif item["need_loss"] == "true":
+    elif item.get("need_loss") == "true":
         raise ValueError(f"{place}'modality' is missing; expected one of {', '.join(MODALITIES)} on a picture that is to be learned")
     try: decode_picture(item["value"])
     except ValueError as e: raise ValueError(f"{place}'value' {e}; expected a picture in base64") from None
 
-# %% ../../nbs/21_reasoning_data.ipynb #863f242a
+# %% ../../nbs/21_reasoning_data.ipynb #8f58a5d8
 def _check_image(image, folder):
     try:
         with Image.open(Path(folder)/image) as picture: picture.load() # a file that is cut off opens well
     except (OSError, SyntaxError, Image.DecompressionBombError) as e:
         raise ValueError(f"'image' is {image!r}: {e}; expected a picture below {folder}") from None
 
-def check_rl(
+def rl_faults(
     row: dict,
     images=None,    # folder of the pictures; if given, each must be there and be a picture
-):
-    "ValueError unless the row is one of the released RL schema; 'flag' and the fields that `rl_row` adds may be absent."
-    for field in ("question", "answer", "image", "data_id"): _field(row, field)
-    if not row["question"].strip(): raise ValueError(f"'question' is {row['question']!r}; expected words")
+) -> list[str]:
+    "All that is wrong with a row, by the released RL schema; 'flag' and the fields that `rl_row` adds may be absent."
+    faults = []
+    for field in ("question", "answer", "image", "data_id"): _attempt(faults, lambda: _field(row, field))
+    if isinstance(row.get("question"), str) and not row["question"].strip(): faults.append(f"'question' is {row['question']!r}; expected words")
     for field, allowed in (("flag", FLAGS), ("mode", MODES), ("polarity", ("plain", "flipped"))):
-        if field in row: _one_of(row, field, allowed)
+        if field in row: _attempt(faults, lambda: _one_of(row, field, allowed))
     for field, kind in (("kind", str), ("choices", list), ("objects", list), ("chance", (int, float))):
-        if field in row: _field(row, field, kind)
-    if images is not None: _check_image(row["image"], images)
+        if field in row: _attempt(faults, lambda: _field(row, field, kind))
+    if images is not None and isinstance(row.get("image"), str): _attempt(faults, lambda: _check_image(row["image"], images))
+    return faults
 
-# %% ../../nbs/21_reasoning_data.ipynb #1da0d27c
+def check_rl(
+    row: dict,
+    images=None,    # see `rl_faults`
+):
+    "ValueError, with the first of its faults, unless the row is one of the released RL schema."
+    if faults := rl_faults(row, images): raise ValueError(faults[0])
+
+# %% ../../nbs/21_reasoning_data.ipynb #c7d29647
 class SkipReport(list):
     "What was skipped, one message a row, each with file, line and field."
     def __init__(self, path, kept=0): super().__init__(); self.path, self.kept = path, kept
@@ -426,7 +453,7 @@ class Rows(list):
     "Checked rows of a file; `skipped` tells which were left out."
     def __init__(self, rows, skipped): super().__init__(rows); self.skipped = skipped
 
-# %% ../../nbs/21_reasoning_data.ipynb #c7d29647
+# %% ../../nbs/21_reasoning_data.ipynb #8330277a
 def _read(path, check, on_bad="raise", limit=None):
     "Rows of a JSONL file, all checked, with the report of those left out."
     bad = SkipReport(resolve(path))
@@ -435,7 +462,7 @@ def _read(path, check, on_bad="raise", limit=None):
     if not rows: raise ValueError(f"{bad.path}: no row read from it; expected at least one" + (f"; the first of {len(bad)} left out: {bad[0]}" if bad else ""))
     return Rows(rows, bad)
 
-# %% ../../nbs/21_reasoning_data.ipynb #8330277a
+# %% ../../nbs/21_reasoning_data.ipynb #ec83384c
 def write_sft(
     path,        # file; relative to the repository
     rows,        # dicts with 'interleaved_reason'; any further fields are kept
@@ -456,7 +483,7 @@ def read_sft(
     "Supervised rows, each checked. ValueError names file, line, field and what was expected."
     return _read(path, check_sft, on_bad, limit)
 
-# %% ../../nbs/21_reasoning_data.ipynb #7a1b09fb
+# %% ../../nbs/21_reasoning_data.ipynb #686ea3ee
 def rl_row(q: Question) -> dict:
     "A question as a row of the released RL schema, with kind, choices, chance, polarity, objects and scene_id added."
     return asdict(q) | dict(choices=list(q.choices), objects=list(q.objects), scene_id=q.data_id.rsplit("-", 2)[0])
@@ -466,7 +493,7 @@ def rl_question(row: dict) -> Question:
     known = dict(kind="", chance=0., choices=(), objects=(), flag="boundary", polarity="plain") | row
     return Question(**{f: tuple(known[f]) if f in ("choices", "objects") else known[f] for f in Question.__dataclass_fields__})
 
-# %% ../../nbs/21_reasoning_data.ipynb #686ea3ee
+# %% ../../nbs/21_reasoning_data.ipynb #d079c8d7
 def write_rl(path, questions: list) -> Path:
     "Write questions as RL rows; the file appears whole or not at all."
     return write_jsonl(resolve(path), map(rl_row, questions))
@@ -482,7 +509,96 @@ def read_rl(
     for row in rows: row.setdefault("flag", "boundary")
     return rows
 
-# %% ../../nbs/21_reasoning_data.ipynb #c655f224
+# %% ../../nbs/21_reasoning_data.ipynb #10bce30f
+def released_sft(
+    row: dict, # of Interleaved_SFT.jsonl
+    n: int, # its line
+    system: str=COOPERATE_SYSTEM, # put first, as the reference does; "": nothing
+) -> dict: # ValueError unless it is a row then
+    "A released supervised row in our schema."
+    items = [i if not isinstance(i, dict) or i.get("type") == "text" else i | dict(type="image", need_loss="false") for i in _field(row, "interleaved_reason", list)]
+    if system and (not items or not isinstance(items[0], dict) or items[0].get("value") != system): items = [_text(system), *items]
+    row = {"data_id": str(row.get("data_id", f"sft-{n:06d}"))} | row | dict(interleaved_reason=items)
+    check_sft(row)
+    return row | dict(data_id=str(row["data_id"]))
+
+def released_rl(row: dict, images=None) -> dict:
+    "A released question in our schema: a number for a name becomes text, a missing flag `boundary`. ValueError unless it is a row then."
+    row = dict(flag="boundary") | row
+    if isinstance(row.get("data_id"), int) and not isinstance(row["data_id"], bool): row["data_id"] = str(row["data_id"])
+    check_rl(row, images)
+    return row
+
+# %% ../../nbs/21_reasoning_data.ipynb #89170154
+def _convert(path, out, one, on_bad): # one(row, line number) -> row
+    if on_bad not in ("raise", "skip"): raise ValueError(f"on_bad is {on_bad!r}; expected raise or skip")
+    bad = SkipReport(resolve(path))
+    def rows():
+        for n, row, fault in lines_of(path):
+            try:
+                if fault: raise ValueError(fault)
+                yield one(row, n)
+                bad.kept += 1
+            except ValueError as e:
+                if on_bad == "raise": raise ValueError(f"{bad.path}:{n}: {e}") from None
+                bad.append(f"{bad.path}:{n}: {e}")
+        if not bad.kept: raise ValueError(f"{bad.path}: no row read from it; expected at least one" + (f"; the first of {len(bad)} left out: {bad[0]}" if bad else ""))
+    write_jsonl(resolve(out), rows())
+    if bad: warnings.warn(f"{bad.path}: kept {bad.kept} rows, skipped {len(bad)}; the first: {bad[0]}", stacklevel=3)
+    return bad
+
+def convert_sft(path, out, system: str=COOPERATE_SYSTEM, on_bad: str="raise") -> SkipReport:
+    "`Interleaved_SFT.jsonl` as released to rows of `read_sft`; the file appears whole or not at all. ValueError names file, line and field."
+    return _convert(path, out, lambda row, n: released_sft(row, n, system), on_bad)
+
+def convert_rl(path, out, images=None, on_bad: str="raise") -> SkipReport:
+    "`RL_data.jsonl` as released to rows of `read_rl`; with `images` every picture is opened."
+    return _convert(path, out, lambda row, n: released_rl(row, images), on_bad)
+
+# %% ../../nbs/21_reasoning_data.ipynb #d96ca0ce
+def validate(
+    path, # JSONL, of either kind: the fields tell
+    images=None, # folder of the pictures of RL rows
+    limit: int=None, # at most so many rows
+) -> list[str]: # all faults, each with file and line
+    "Walks a file of reasoning data and decodes every picture; no fault is an end."
+    path, faults, names, count = resolve(path), [], {}, 0
+    for n, row, fault in lines_of(path):
+        if limit is not None and count >= limit: break
+        count += 1
+        found = [fault] if fault else sft_faults(row) if "interleaved_reason" in row else rl_faults(row, images) if "question" in row else [
+            f"has neither 'interleaved_reason' nor 'question'; the row has {', '.join(row) or 'nothing'}"]
+        name = row.get("data_id") if row and "question" in row else None # rows for supervised training share the name of their question
+        if name is not None and names.setdefault(str(name), n) != n: found.append(f"'data_id' is {name!r}, as in line {names[str(name)]}; expected another")
+        faults += [f"{path}:{n}: {f}" for f in found]
+    return faults if count else [f"{path}: no row in it"]
+
+# %% ../../nbs/21_reasoning_data.ipynb #60e9ee5d
+def main(argv: list[str]=None) -> int: # exit status
+    "`python -m cooper.reason.data convert sft|rl FILE OUT`, or `... validate FILE`."
+    parser = argparse.ArgumentParser(prog="python -m cooper.reason.data", description="Bring the released reasoning data into the rows that training reads, and look for faults in them.")
+    what = parser.add_subparsers(dest="what", required=True)
+    add, check = what.add_parser("convert", help="a released file into OUT"), what.add_parser("validate", help="all faults of a file")
+    add.add_argument("kind", choices=("sft", "rl")); add.add_argument("path"); add.add_argument("out")
+    add.add_argument("--skip", action="store_true", help="leave broken rows out, and count them")
+    check.add_argument("path"); check.add_argument("--limit", type=int, help="at most so many rows")
+    for p in (add, check): p.add_argument("--images", help="folder of the pictures of RL rows: each is opened")
+    a = parser.parse_args(argv)
+    try:
+        if a.what == "convert":
+            on_bad = "skip" if a.skip else "raise"
+            print(convert_sft(a.path, a.out, on_bad=on_bad) if a.kind == "sft" else convert_rl(a.path, a.out, a.images, on_bad))
+            return 0
+        faults = validate(a.path, a.images, a.limit)
+    except (ValueError, FileNotFoundError) as e: print(e, file=sys.stderr); return 1
+    for f in faults: print(f)
+    print(f"{len(faults)} faults", file=sys.stderr)
+    return 1 if faults else 0
+
+# %% ../../nbs/21_reasoning_data.ipynb #1ad8b733
+if __name__ == "__main__" and "__file__" in globals(): raise SystemExit(main()) # a notebook has no __file__
+
+# %% ../../nbs/21_reasoning_data.ipynb #f8945b85
 def split_questions(
     folder,              # of a rendered split, with scenes.jsonl
     seed: int=0,
@@ -533,7 +649,7 @@ def sft_rows(
                 items = dialogue([work(other, mode) for other in asked[n:n + several]])
                 yield dict(interleaved_reason=items, mode=mode, kind=q.kind, data_id=q.data_id)
 
-# %% ../../nbs/21_reasoning_data.ipynb #1ad8b733
+# %% ../../nbs/21_reasoning_data.ipynb #5b4feb90
 def lesson(
     said: list,              # of (question, answer), see `grounding`
     pictures,                # see `solution`
@@ -571,7 +687,7 @@ def grounding_rows(
             items = lesson(said, pictures, protocol, size, encode, mode, drawn if mode == "cooperate" else None)
             yield dict(interleaved_reason=items, mode=mode, kind="grounding", data_id=f"{facts['scene_id']}-grounding-{n}")
 
-# %% ../../nbs/21_reasoning_data.ipynb #f8945b85
+# %% ../../nbs/21_reasoning_data.ipynb #cf8e246f
 def comparing(
     q: Question,
     facts: dict,             # the scene it was asked about
@@ -595,7 +711,7 @@ def comparing_rows(
         items = [*([_text(system)] if system else []), *(item for i in rng.permutation(len(asked)) for item in comparing(asked[i], facts))]
         yield dict(interleaved_reason=items, mode="reason", kind="comparing", data_id=f"{facts['scene_id']}-comparing")
 
-# %% ../../nbs/21_reasoning_data.ipynb #5d1c1528
+# %% ../../nbs/21_reasoning_data.ipynb #25154f4a
 def vocabulary_texts(
     folder,                # of a rendered split
     protocol: dict=None,   # its system texts and reflection are words too; the small world's own if None

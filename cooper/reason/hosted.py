@@ -326,13 +326,15 @@ def plan(self: Asker, chats: list, batch: bool=False) -> Plan:
                 sum(w[0] for w in worst), sum(w[1] for w in worst), money, replace(self.spent), first)
 
 @patch
-def ask(self: Asker, chats: list, show: bool=True) -> list: # of `Reply`, in order
-    "Asks what is not known yet. Each reply is on disk as soon as it comes."
+def ask(self: Asker, chats: list, show: bool=True, bar: bool=True) -> list: # of `Reply`, in order
+    "Asks what is not known yet. Each reply is on disk as soon as it comes. `bar=False`: no progress bar, for many small calls."
     chats = list(chats)
     keys, known, todo = self._sorted_out(chats)
     if not todo: return [known[k] for k in keys]
     if show: say(self.plan(chats))
-    with progress(total=len(todo), desc=f"asking {self.name}") as bar: known |= self.fresh(todo, lambda key, reply: bar.update())
+    if not bar: known |= self.fresh(todo, lambda key, reply: None)
+    else:
+        with progress(total=len(todo), desc=f"asking {self.name}") as shown: known |= self.fresh(todo, lambda key, reply: shown.update())
     if show: say(f"{self.name}: {self.spent}")
     return [known[k] for k in keys]
 
