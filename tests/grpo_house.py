@@ -10,12 +10,12 @@ def room(k, side=32):
     return Image.radial_gradient("L").resize((side, side)).rotate(37 * k).convert("RGB")
 
 
-def miniature(seed=0, scale=1.0, kv_heads=2):
-    "Model and processor. `scale` > 1 makes its distributions less uniform."
+def miniature(seed=0, scale=1.0, kv_heads=2, protocol={}):
+    "Model and processor. `scale` > 1 makes its distributions less uniform; `protocol`: near, far and palette."
     from cooper.model.modeling import CooperForConditionalGeneration, preset
     from cooper.model.processor import CooperProcessor, tiny_protocol, train_tokenizer
     words = ["How many cubes are there?", "Which is closer?", "Which is larger?", "Answer. Think. Perceive. Cooperate. Look at the map."]
-    protocol = tiny_protocol(0., 12., {"background": (0, 0, 0), "cube": (255, 0, 0)})
+    protocol = tiny_protocol(**dict(near=0., far=12., palette={"background": (0, 0, 0), "cube": (255, 0, 0)}) | protocol)
     protocol["sampler"]["num_timesteps"] = 3
     processor = CooperProcessor(train_tokenizer(words * 2, vocab_size=288), protocol, clean=(32, 32, 8), vision=(32, 32, 8))
     small = dict(hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2)

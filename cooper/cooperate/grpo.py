@@ -4,31 +4,45 @@
 
 # %% ../../nbs/32_grpo_trainer.ipynb #c32e9fcc
 from __future__ import annotations
-import copy, html, math, shutil, time, warnings
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+import copy, html, importlib, io, json, math, shlex, shutil, socket, subprocess, sys, time, warnings
+from collections import deque
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+import numpy as np
 import torch
+from accelerate.utils import DistributedType, gather_object
+from accelerate.utils.environment import get_int_from_env
 from datasets import Dataset
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import PrinterCallback, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
-from ..core import Curves, NotBuilt, at_least, file_hash, generator, progress, read_jsonl, resolve, seed_for, write_jsonl
-from ..model.checkpoint import quiet
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from trl import GRPOConfig, GRPOTrainer, TrlParser
+from trl.trainer.callbacks import SyncRefModelCallback
+from ..core import Curves, NotBuilt, at_least, checked, file_hash, generator, progress, resolve, root, write_whole
+from ..model.checkpoint import load_model, quiet, save_model
 from ..model.engine import Engine
+from ..model.modalities import png_bytes
+from ..model.modeling import CooperForConditionalGeneration
 from ..model.sequence import Geometry, Sequence, TextSegment, pack
 from ..model.processor import MODES
 from ..model.traces import Trace
 from .rewards import as_reward_functions
-from ..perceive.supervised import CurveCallback, Stream, WholeCheckpoints
+from ..perceive.data import read_amg
+from ..perceive.metrics import ConfusionMatrix, depth_metrics
+from ..perceive.scenes import CLASSES, load_rendered
+from ..perceive.supervised import AmgExamples, CurveCallback, LatentCache, Stream, WholeCheckpoints, amg_rows
 from ..reason.data import read_rl, rl_row, split_questions
 
 # %% auto #0
-__all__ = ['Rollout', 'as_completion', 'token_count', 'by_tokens', 'score_rollouts', 'rl_rows', 'as_dataset', 'PromptSampler',
-           'RolloutConfig', 'check_config', 'grpo_config', 'leave_out_unjudged', 'AtBoundaries', 'GRPOCurves',
-           'StepBar', 'CooperGRPOTrainer', 'read_group', 'kept_groups', 'Group', 'GRPOParameters', 'spread', 'ask_rows',
-           'BeforeAfter']
+__all__ = ['ORDERS', 'Rollout', 'as_completion', 'token_count', 'by_tokens', 'score_rollouts', 'rl_rows', 'truth_of',
+           'as_dataset', 'PromptSampler', 'RolloutConfig', 'check_config', 'whole_groups', 'grpo_config',
+           'leave_out_unjudged', 'AtBoundaries', 'GRPOCurves', 'StepBar', 'CooperGRPOTrainer', 'through', 'map_quality',
+           'rollout_row', 'rollout_files', 'rollout_table', 'read_rollouts', 'read_group', 'kept_groups', 'Group',
+           'sorted_rollouts', 'browse', 'GRPOParameters', 'evaluating', 'spread', 'ask_rows', 'trainer_of',
+           'train_here', 'train', 'launch_command', 'launch', 'free_port', 'main', 'BeforeAfter', 'memory_per_gpu']
 
 # %% ../../nbs/32_grpo_trainer.ipynb #869871b1
 @dataclass(frozen=True, eq=False)
@@ -109,7 +123,12 @@ def rl_rows(
     if path.is_dir(): rows = [rl_row(q) for _, asked in split_questions(path, seed, per_scene, pictures=True) for q in asked]
     else: rows = read_rl(path, images=folder, limit=limit)
     if not rows: raise ValueError(f"{path}: no questions; expected at least one")
-    return [{k: v for k, v in row.items() if k != "image"} | dict(picture=str(folder / row["image"])) for row in rows[:limit]]
+    return [{k: v for k, v in row.items() if k != "image"} | dict(picture=str(folder / row["image"]), truth=truth_of(folder / row["image"])) for row in rows[:limit]]
+
+def truth_of(picture) -> str | None: # folder
+    "The rendered split that a picture belongs to, where its true maps lie; None for any other picture."
+    split, name = Path(picture).parent.parent, Path(picture).name
+    return str(split) if all((split / part).is_file() for part in ("scenes.jsonl", f"depth/{name}", f"seg/{name}", f"instance/{name}")) else None
 
 def as_dataset(rows: list[dict]) -> Dataset:
     "Rows as TRL wants them: `prompt` is the question, and a field that some rows lack is None there. ValueError when a row lacks what a rollout needs."
@@ -145,38 +164,55 @@ class RolloutConfig:
     sampler: dict = field(default_factory=dict) # changes to the checkpoint's sampler of drawings
     batch_size: int = 32 # traces sampled at once
     tokens_per_pass: int = 16384 # of the scorer
-    required: tuple[str, ...] | None = None # rewards without which a trace is not judged; default 'accuracy' if it is there
-    keep_every: int = 10 # steps between traces kept for figures; 0: none
+    required: tuple[str, ...] | None = None # rewards without which a trace is not judged; None: all of them
+    keep_every: int = 10 # steps between rollouts that are kept; 0: none
+    map_every: int = 10 # steps between measurements of the maps that rollouts drew; 0: none
+    flow_weight: float = 0.0 # of the flow loss on true maps, beside the policy's; 0: none
+    flow_batch: int = 4 # pictures with true maps per forward pass, all processes together
     def __post_init__(self):
         self.modes = (self.modes,) if isinstance(self.modes, str) else tuple(self.modes)
         unknown = [m for m in self.modes if m not in MODES]
         if unknown or not self.modes: raise ValueError(f"RolloutConfig: modes are {list(self.modes)}; expected some of {', '.join(MODES)}")
         if self.mode_weights and len(self.mode_weights) != len(self.modes):
             raise ValueError(f"RolloutConfig: {len(self.mode_weights)} mode_weights for {len(self.modes)} modes; expected one each")
+        bad = at_least(0, self, "keep_every map_every flow_weight") + at_least(1, self, "batch_size tokens_per_pass flow_batch")
+        if bad: raise ValueError(f"RolloutConfig: {'; '.join(bad)}")
     def mode_of(self, *seed) -> str:
         "A mode by weight, from a seed."
         weights = torch.tensor(self.mode_weights or [1.] * len(self.modes), dtype=torch.float64)
         return self.modes[torch.multinomial(weights, 1, generator=generator(*seed, "mode")).item()]
 
 # %% ../../nbs/32_grpo_trainer.ipynb #ab5aa283
-_WITHOUT_EFFECT = dict(top_k=(0, None), min_p=(None,), repetition_penalty=(1.0,), use_vllm=(False,),
-                       use_transformers_continuous_batching=(False,), use_liger_kernel=(False,), cast_lm_head_to_fp32=(False,),
-                       generation_kwargs=(None,), sync_ref_model=(False,))
+_WITHOUT_EFFECT = dict( # name -> values that ask for nothing
+    top_k=(0, None), min_p=(None,), repetition_penalty=(1.0,), generation_kwargs=(None,), cache_implementation=(None,), use_vllm=(False,),
+    use_transformers_continuous_batching=(False,), use_liger_kernel=(False,), cast_lm_head_to_fp32=(False,), chat_template_kwargs=(None,),
+    model_init_kwargs=(None,), max_tool_calling_iterations=(None,), router_aux_loss_coef=(None, 0.0), torch_compile=(False,))
+_PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 def check_config(args: GRPOConfig):
     "ValueError or NotBuilt for a configuration that would not do what it says."
-    if args.world_size > 1: raise NotBuilt("GRPO over several processes", "one process works, on a CPU or a GPU")
     for name, plain in _WITHOUT_EFFECT.items():
         value = getattr(args, name, plain[0])
-        if value not in plain: raise NotBuilt(f"GRPOConfig({name}={value!r}) with cooper's own sampler", f"leave it at {plain[0]!r}")
+        if value not in plain: raise NotBuilt(f"GRPOConfig({name}={value!r}) with cooper's own sampler and scorer", f"leave it at {plain[0]!r}")
+    kind = args.distributed_state.distributed_type
+    if kind not in _PLAIN: raise NotBuilt(f"GRPO with {kind.value}", "one process, or several that each hold the model: a large one with lora_rank")
     if args.max_steps <= 0: raise ValueError(f"GRPOConfig: max_steps is {args.max_steps}; expected a positive number of optimizer steps")
     if args.temperature <= 0:
         raise ValueError(f"GRPOConfig: temperature is {args.temperature}; expected more than 0: a group of equal answers teaches nothing")
+    if args.sync_ref_model and not args.beta: raise ValueError("GRPOConfig: sync_ref_model without beta; expected a beta above 0, or there is no reference")
+    whole_groups(args)
+
+def whole_groups(args: GRPOConfig, evaluates: bool = False):
+    "ValueError where a group would straddle processes: rewards are functions of whole groups."
     batch = args.per_device_train_batch_size * args.steps_per_generation
     if batch % args.num_generations:
         raise ValueError(f"GRPOConfig: per_device_train_batch_size x steps_per_generation is {args.per_device_train_batch_size} x "
                          f"{args.steps_per_generation} = {batch}; expected a multiple of num_generations, {args.num_generations}, "
                          "or a group would straddle processes")
+    size = args.num_generations_eval or args.num_generations
+    if evaluates and args.per_device_eval_batch_size % size:
+        raise ValueError(f"GRPOConfig: per_device_eval_batch_size is {args.per_device_eval_batch_size}; expected a multiple of {size}, the generations "
+                         "of an evaluation, or a group would straddle batches")
 
 # %% ../../nbs/32_grpo_trainer.ipynb #738569fa
 def grpo_config(out, **options) -> GRPOConfig: # any field of GRPOConfig may be given
@@ -194,7 +230,9 @@ def leave_out_unjudged(
     names: list[str], # of the F reward functions
     required: tuple[str, ...], # those without which a trace is not judged
 ) -> Tensor:
-    "Rewards with every row set to nan in which a required one is."
+    "Rewards with every row set to nan in which a required one is. ValueError names a reward that is infinite."
+    for row, column in rewards.isinf().nonzero().tolist():
+        raise ValueError(f"reward '{names[column]}' of completion {row} is {rewards[row, column].item()}; expected a finite number, or None where it does not know")
     unjudged = torch.stack([rewards[:, names.index(r)].isnan() for r in required]).any(0) if required else torch.zeros(len(rewards), dtype=torch.bool)
     return rewards.masked_fill(unjudged.to(rewards.device)[:, None], math.nan)
 
@@ -214,49 +252,60 @@ class AtBoundaries(TrainerCallback):
 class GRPOCurves(CurveCallback):
     "Picks from TRL's many metrics those that go into the figure; names that end alike share a panel."
     def on_log(self, args, state, control, logs=None, **kw):
-        names = {"reward": "total/reward", "traces/finished": "finished/share", "traces/valid": "valid/share", "completions/mean_length": "tokens",
-                 "entropy": "entropy", "kl": "kl", "grad_norm": "grad_norm", "logp_difference": "logp_difference"}
+        names = {"reward": "total/reward", "traces/finished": "finished/share", "traces/valid": "valid/share", "traces/cut": "cut short/share",
+                 "unjudged": "unjudged/share", "frac_reward_zero_std": "groups all alike/share", "text/tokens": "tokens", "entropy": "entropy", "kl": "kl",
+                 "grad_norm": "grad_norm", "logp_difference": "logp_difference", "flow_loss": "flow_loss", "eval_reward": "held out/reward"}
         for k in logs or {}:
             if k.startswith("rewards/") and k.endswith("/mean"): names[k] = k.split("/")[1] + "/reward"
             if k.startswith("drawings/"): names[k] = k.split("/")[1] + "/drawings"
+            if k.startswith("maps/"): names[k] = k.split("/")[1]
         values = {new: logs[k] for k, new in names.items() if isinstance((logs or {}).get(k), (int, float))}
         if values: self.curves.add(state.global_step, **values)
 
 class StepBar(TrainerCallback):
-    "A progress bar over optimizer steps, with an estimate."
-    def on_train_begin(self, args, state, control, **kw): self.bar = progress(total=state.max_steps, desc="GRPO"); self.bar.update(state.global_step)
-    def on_step_end(self, args, state, control, **kw): self.bar.update()
-    def on_train_end(self, args, state, control, **kw): self.bar.close()
+    "A progress bar over optimizer steps, with an estimate; the first process shows it."
+    bar = None
+    def on_train_begin(self, args, state, control, **kw):
+        if state.is_world_process_zero: self.bar = progress(total=state.max_steps, desc="GRPO"); self.bar.update(state.global_step)
+    def on_step_end(self, args, state, control, **kw): self.bar and self.bar.update()
+    def on_train_end(self, args, state, control, **kw): self.bar and self.bar.close()
 
 # %% ../../nbs/32_grpo_trainer.ipynb #782cce0d
+_TALK = ("log", "num_completions_to_print", "num_generations_eval", "pad_to", "vllm", "use_vllm", "use_transformers", "transformers_", "ds3")
+_OWN = tuple(f.name for f in fields(GRPOConfig) if f.name not in {b.name for b in fields(TrainingArguments)} and not f.name.startswith(_TALK))
+
 class CooperGRPOTrainer(WholeCheckpoints, GRPOTrainer):
     "TRL's `GRPOTrainer` for rollouts of words and drawings."
     _tag_names = ["cooper", "grpo"]
-    same = ("steps_per_generation num_generations num_iterations beta temperature top_p loss_type scale_rewards reward_weights epsilon").split()
+    same = _OWN # all that GRPOConfig decides, but what is only said or logged
     def __init__(self,
-        model, # CooperForConditionalGeneration, float32 on a CPU
+        model, # CooperForConditionalGeneration, float32 on a CPU; or one with a PEFT adapter
         processor, # CooperProcessor
         reward_funcs: list, # called with prompts, completions, traces and the columns of the rows; a float or None each
         args: GRPOConfig,
         train_dataset: Dataset, # from `as_dataset`
         rollout: RolloutConfig | None = None,
         eval_dataset: Dataset | None = None,
-        callbacks: list | None = None):
+        callbacks: list | None = None,
+        peft_config=None, # of an adapter to train instead of the model
+        flow=None): # examples with true maps (`AmgExamples`), for `flow_weight`
         check_config(args)
-        self.processor, self.rollout = processor, rollout or RolloutConfig()
+        if eval_dataset is not None: whole_groups(args, evaluates=True)
+        self.processor, self.rollout, self.peft_config = processor, rollout or RolloutConfig(), peft_config
         units = {"tokens": "per trace", "drawings": "per trace", "entropy": "nats"}
         self.curves = Curves("GRPO", units=units, every=15) # nine panels take a second to draw
-        self._scoring, self._generating, self._generated_at = None, False, -1
+        self._scoring, self._recorded_due, self._generated_at = None, False, -1
         budget = (self.rollout.max_new_tokens or processor.protocol["max_new_tokens"]) * (self.rollout.max_turns or processor.protocol["max_turns"])
-        beta, args.beta, args.max_completion_length = args.beta, 0.0, budget # TRL would load the reference model from a name: ours is a copy
+        args.max_completion_length, asked = budget, (args.beta, args.sync_ref_model)
+        args.ddp_find_unused_parameters = True # no trace trains what only draws, and a batch without a drawing still less
+        adapted = peft_config is not None or hasattr(model, "get_base_model")
+        if not adapted: args.beta, args.sync_ref_model = 0.0, False # TRL would load the reference model from a name: ours is a copy
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning) # TRL's official hook, still called experimental
             super().__init__(model, list(reward_funcs), args, train_dataset, eval_dataset, processor.tokenizer,
-                             callbacks=callbacks, rollout_func=_rollout)
-        vars(model).pop("forward", None) # TRL's fused head; it would hide ours
-        self.beta = args.beta = beta
-        if beta: self.ref_model = copy.deepcopy(model).eval().requires_grad_(False)
-        self._ready()
+                             callbacks=callbacks, rollout_func=_rollout, peft_config=peft_config)
+        args.beta, args.sync_ref_model = asked
+        self._ready(adapted, flow)
 
     def _send_telemetry(self): pass # a trainer does not call home
     def create_model_card(self, *args, **kw): pass # the run has its own record
@@ -264,58 +313,85 @@ class CooperGRPOTrainer(WholeCheckpoints, GRPOTrainer):
     def _get_train_sampler(self, dataset=None): return self._prompt_sampler(dataset or self.train_dataset)
     def data_contents(self): # pictures by what is in them, wherever they lie
         read = lru_cache(None)(lambda path: file_hash(Path(path).resolve()))
-        return [row | dict(picture=read(p) if isinstance(p := row["picture"], str) else p) for row in self.train_dataset]
+        rows = [row | dict(picture=read(p) if isinstance(p := row["picture"], str) else p) for row in self.train_dataset]
+        return [{k: v for k, v in row.items() if k != "truth"} for row in rows], *([self.flow.examples] if self.flow else [])
     def facts(self):
-        rollout = {k: v for k, v in asdict(self.rollout).items() if k not in ("batch_size", "tokens_per_pass", "keep_every")}
+        rollout = {k: v for k, v in asdict(self.rollout).items() if k not in ("batch_size", "tokens_per_pass", "keep_every", "map_every")}
         rewards = {n: asdict(f) if is_dataclass(f) else {} for n, f in zip(self.reward_func_names, self.reward_funcs)}
-        return super().facts() | rollout | dict(rewards=rewards)
+        return super().facts() | rollout | dict(rewards=rewards, adapter=str(self.peft_config))
 
     def _prepare_inputs(self, generation_batch):
-        with torch.random.fork_rng(devices=[]): # TRL shuffles its buffer with the global generator
-            torch.default_generator.manual_seed(seed_for(self.args.seed, "buffer", self._step))
-            return super()._prepare_inputs(generation_batch)
+        if not self.model.training: return super()._prepare_inputs(generation_batch)
+        if self._step % self.generate_every == 0 or self._buffered_inputs is None:
+            self._buffered_inputs = self._dealt(self._generate_and_score_completions(generation_batch))
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _generate_and_score_completions(self, inputs):
-        self._rows, self._generating = inputs, True
-        try: output = super()._generate_and_score_completions(inputs)
-        finally: self._generating = False
-        self._keep_traces(output["advantages"])
-        return output | {"rollouts": self._scoring}
+        self._rows, self._recorded_due = inputs, self.args.gradient_accumulation_steps % self.generate_every != 0
+        return self._finished(super()._generate_and_score_completions(inputs))
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        self._rewards = leave_out_unjudged(rewards, self.reward_func_names, self.required)
+        self._rewards = leave_out_unjudged(rewards, self.reward_func_names, self.required) # of all processes
         return self._rewards
 
     def _compute_loss(self, model, inputs):
         self._scoring = inputs["rollouts"]
-        return super()._compute_loss(model, inputs)
+        return super()._compute_loss(model, inputs) + self._flow_term()
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False,
                                            compute_aux_loss=False, **pictures):
-        if self._generating and model is not self.ref_model: return self._recorded(logits_to_keep, input_ids.device), None, None
-        logps, entropies = self._score(model, logits_to_keep)
+        if self._recorded_due: # TRL asks for those of the policy that sampled: we have them
+            self._recorded_due = False
+            return self._recorded(logits_to_keep, input_ids.device), None, None
+        logps, entropies = self._score(model, logits_to_keep, learning=compute_entropy)
         return logps, entropies if compute_entropy else None, None
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
-        self.processor.save_pretrained(output_dir or self.args.output_dir)
-        self.curves.save(Path(output_dir or self.args.output_dir).resolve() / "curves.json")
+        where = Path(output_dir or self.args.output_dir)
+        self.processor.save_pretrained(where)
+        if self.args.sync_ref_model: # it moves, so it belongs to the checkpoint
+            (where / "reference").mkdir(exist_ok=True)
+            save_file(self.ref_model.state_dict(), where / "reference" / "model.safetensors")
+        self.curves.save(where.resolve() / "curves.json")
 
 # %% ../../nbs/32_grpo_trainer.ipynb #27a5fc2e
 from fastcore.basics import patch
 
 @patch
-def _ready(self: CooperGRPOTrainer):
-    r, names = self.rollout, self.reward_func_names
-    self.required = r.required if r.required is not None else tuple(n for n in names if n == "accuracy")
-    unknown = [n for n in self.required if n not in names]
-    if unknown: raise ValueError(f"RolloutConfig: required rewards {unknown} are not among the reward functions: {', '.join(names)}")
-    self.engine = Engine(self.model, self.processor, max_new_tokens=r.max_new_tokens or self.processor.protocol["max_new_tokens"],
-                         temperature=self.args.temperature, top_p=self.args.top_p, max_turns=r.max_turns, batch_size=r.batch_size, sampler=r.sampler)
+def _ready(self: CooperGRPOTrainer, adapted, flow):
+    if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        raise NotBuilt("GRPO with weights in pieces (FSDP, DeepSpeed)", "processes that each hold the model: a large one with lora_rank")
+    vars(self.base()).pop("forward", None) # TRL's fused head; it would hide ours
+    self.beta = self.args.beta
+    if self.beta and not adapted: self.ref_model = copy.deepcopy(self.model).eval().requires_grad_(False)
+    if self.args.sync_ref_model and not adapted: self.add_callback(SyncRefModelCallback(self.ref_model, self.accelerator))
     self.generate_every = self.args.steps_per_generation * self.num_iterations
+    self._ready_to_judge()
+    self._ready_to_sample()
+    self._ready_to_draw(flow)
     self.remove_callback(PrinterCallback) # thirty numbers a step are for a figure
     for callback in (AtBoundaries(self), GRPOCurves(self.curves), *([StepBar()] if self.args.disable_tqdm else [])): self.add_callback(callback)
+
+@patch
+def base(self: CooperGRPOTrainer, model=None) -> CooperForConditionalGeneration:
+    "The model itself, without the wrappers of accelerate and PEFT."
+    model = self.accelerator.unwrap_model(self.model if model is None else model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+@patch
+def _ready_to_judge(self: CooperGRPOTrainer):
+    names = self.reward_func_names
+    self.required = tuple(names) if self.rollout.required is None else self.rollout.required
+    unknown = [n for n in self.required if n not in names]
+    if unknown: raise ValueError(f"RolloutConfig: required rewards {unknown} are not among the reward functions: {', '.join(names)}")
+
+@patch
+def _ready_to_sample(self: CooperGRPOTrainer):
+    r = self.rollout
+    self.engine = Engine(self.base(), self.processor, max_new_tokens=r.max_new_tokens or self.processor.protocol["max_new_tokens"],
+                         temperature=self.args.temperature, top_p=self.args.top_p, max_turns=r.max_turns, batch_size=r.batch_size, sampler=r.sampler)
 
 @patch
 def _prompt_sampler(self: CooperGRPOTrainer, dataset) -> PromptSampler:
@@ -330,16 +406,27 @@ def generation(self: CooperGRPOTrainer) -> tuple:
     "What the seeds of this generation are made of."
     return (self.args.seed, "train", self._step // self.generate_every) if self.model.training else (self.args.seed, "eval", self.state.global_step)
 
+@patch(as_prop=True)
+def group_size(self: CooperGRPOTrainer) -> int:
+    "Traces of one question: those of training, or of an evaluation."
+    return self.num_generations if self.model.training else self.num_generations_eval
+
+@patch
+def seeds(self: CooperGRPOTrainer, rows: list[dict]) -> list[tuple]:
+    "The seed of each row: a prompt that comes twice in a generation, here or in another process, is sampled anew."
+    size, asked = self.group_size, [row["data_id"] for row in rows]
+    before = gather_object(asked)[:self.accelerator.process_index * len(asked)]
+    every = before + asked
+    places = {i: every[:i].count(every[i]) for i in range(len(before), len(every), size)} # where its group begins
+    return [(*self.generation, asked[i], places[len(before) + i - i % size] + i % size) for i in range(len(asked))]
+
 @patch
 def requests(self: CooperGRPOTrainer, rows: list[dict]) -> list:
     "Requests for a generation batch, one per row."
-    size, seen, out = self.num_generations if self.model.training else self.num_generations_eval, {}, []
+    size, seeds, out = self.group_size, self.seeds(rows), []
     for i in range(0, len(rows), size):
-        row, n = rows[i], len(rows[i:i + size])
-        first = seen.get(row["data_id"], 0) # a prompt that comes twice in a batch is sampled anew
-        seen[row["data_id"]] = first + n
-        seeds = [(*self.generation, row["data_id"], k) for k in range(first, first + n)]
-        out += self.engine.group(row["picture"], row["question"], row.get("mode") or self.rollout.mode_of(*seeds[0]), seeds)
+        row, mine = rows[i], seeds[i:i + size]
+        out += self.engine.group(row["picture"], row["question"], row.get("mode") or self.rollout.mode_of(*mine[0]), mine)
     return out
 
 def _rollout(prompts, trainer): # TRL's `rollout_func`
@@ -347,49 +434,187 @@ def _rollout(prompts, trainer): # TRL's `rollout_func`
     requests = trainer.requests(trainer._rows)
     with trainer.accelerator.autocast(): traces = trainer.engine.run(requests)
     rollouts = [as_completion(t, len(r.sequence)) for t, r in zip(traces, requests)]
-    trainer._scoring, trainer._traces, trainer._generated_at = rollouts, traces, trainer.state.global_step
+    trainer._scoring, trainer._traces, trainer._seeds = rollouts, traces, [r.seed for r in requests]
+    if trainer.model.training: trainer._generated_at = trainer.state.global_step
     trainer._measure(traces, time.perf_counter() - start)
     return dict(prompt_ids=[r.prompt_ids for r in rollouts], completion_ids=[r.completion_ids for r in rollouts],
                 logprobs=[r.logprobs for r in rollouts], env_mask=[r.mask for r in rollouts], traces=traces)
 
 # %% ../../nbs/32_grpo_trainer.ipynb #d8a2c87c
 @patch
+def _dealt(self: CooperGRPOTrainer, batch: dict) -> list[dict]:
+    steps, n = self.args.steps_per_generation, len(self._rows)
+    blocks = range(n // steps)
+    first = self.accelerator.process_index * len(blocks) # of all blocks of the generation
+    order = [torch.randperm(steps, generator=generator(*self.generation, "dealt", first + b)).tolist() for b in blocks]
+    def taken(v, rows): return v if isinstance(v, Tensor) and not v.dim() else v[rows] if isinstance(v, Tensor) else [v[i] for i in rows]
+    return [{k: taken(v, [b * steps + order[b][s] for b in blocks]) for k, v in batch.items()} for s in range(steps)]
+
+@patch
+def _finished(self: CooperGRPOTrainer, batch: dict) -> dict:
+    "A scored generation: unjudged rows leave the loss, rollouts join."
+    first = self.accelerator.process_index * len(self._rows)
+    judged = ~self._rewards[first:first + len(self._rows)].isnan().all(1)
+    batch["tool_mask"] = batch["tool_mask"] * judged[:, None]
+    batch["num_items_in_batch"] = self.accelerator.gather((batch["completion_mask"] * batch["tool_mask"]).sum()).sum()
+    self._metrics["train" if self.model.training else "eval"]["unjudged"].append(self._rewards.isnan().all(1).float().mean().item())
+    self._measure_maps()
+    self._keep(batch["advantages"].tolist())
+    return batch | {"rollouts": self._scoring}
+
+# %% ../../nbs/32_grpo_trainer.ipynb #e55022b7
+def through(wrapper, module, work):
+    "`work()`, called as the forward pass of `wrapper`, which holds `module`; just called where there is no wrapper."
+    if wrapper is module: return work()
+    before = vars(module).get("forward")
+    module.forward = work
+    try: return wrapper()
+    finally:
+        del module.forward
+        if before is not None: module.forward = before
+
+@patch
 def _recorded(self: CooperGRPOTrainer, width, device) -> Tensor: # (B, C)
     return torch.tensor([r.logprobs + [0.] * (width - len(r.logprobs)) for r in self._scoring], device=device)
 
 @patch
-def _score(self: CooperGRPOTrainer, model, width) -> tuple[Tensor, Tensor]:
-    with self.accelerator.autocast():
-        logps, entropies = score_rollouts(self.accelerator.unwrap_model(model), self._scoring, width, self.temperature, self.engine.vocabulary,
-                                          self.rollout.tokens_per_pass)
-    if not self._generating and self._generated_at == self.state.global_step:
-        mode = "train" if self.model.training else "eval"
-        self._metrics[mode]["logp_difference"].append((logps.detach() - self._recorded(width, logps.device)).abs().max().item())
+def _score(self: CooperGRPOTrainer, model, width, learning) -> tuple[Tensor, Tensor]:
+    base = self.base(model)
+    def work():
+        with self.accelerator.autocast():
+            scored = score_rollouts(base, self._scoring, width, self.temperature, self.engine.vocabulary, self.rollout.tokens_per_pass)
+            return (*scored, *([self._flow_loss(base)] if learning and self.flow and self.model.training else []))
+    logps, entropies, *flow = through(model, self.accelerator.unwrap_model(model), work) if learning else work()
+    self._flow = flow[0] if flow else None
+    if learning: self._compare(logps)
     return logps, entropies
 
-# %% ../../nbs/32_grpo_trainer.ipynb #e55022b7
 @patch
-def _measure(self: CooperGRPOTrainer, traces, seconds):
-    metrics = self._metrics["train" if self.model.training else "eval"]
-    def mean(values): values = list(values); return sum(values) / len(values)
-    for name in self.processor.protocol["modalities"]: metrics[f"drawings/{name}"].append(mean(t.drawn.count(name) for t in traces))
-    metrics["drawings/all"].append(mean(t.calls for t in traces))
-    metrics["traces/finished"].append(mean(t.finished for t in traces))
-    metrics["traces/valid"].append(mean(t.format_ok() for t in traces))
-    metrics["rollout_seconds"].append(seconds)
-
-@patch
-def _keep_traces(self: CooperGRPOTrainer, advantages):
-    step, every, size = self.state.global_step, self.rollout.keep_every, self.num_generations
-    if not self.model.training or not every or step % every: return
-    group = torch.randint(len(self._traces) // size, (), generator=generator(*self.generation, "kept")).item()
-    def row(i):
-        rewards = {n: None if math.isnan(v) else v for n, v in zip(self.reward_func_names, self._rewards[i].tolist())}
-        known = {k: self._rows[i].get(k) for k in ("data_id", "question", "answer", "flag", "kind")}
-        return known | dict(step=step, rewards=rewards, advantage=advantages[i].item(), trace=replace(self._traces[i], sequence=Sequence()).to_dict())
-    write_jsonl(Path(self.args.output_dir).resolve() / "traces" / f"step-{step:06d}.jsonl", [row(i) for i in range(group * size, (group + 1) * size)])
+def _compare(self: CooperGRPOTrainer, logps):
+    if self.model.training and self._generated_at != self.state.global_step: return # the weights have moved on
+    largest = (logps.detach() - self._recorded(logps.shape[1], logps.device)).abs().max()
+    metrics, largest = self._metrics["train" if self.model.training else "eval"], self.accelerator.gather(largest).max().item()
+    metrics["logp_difference"] = [max(metrics["logp_difference"] + [largest])] # TRL would take the mean of several
 
 # %% ../../nbs/32_grpo_trainer.ipynb #48bf438a
+@patch
+def _ready_to_draw(self: CooperGRPOTrainer, flow):
+    r, passes = self.rollout, self.args.max_steps * self.args.gradient_accumulation_steps
+    if r.flow_weight and flow is None: raise ValueError(f"RolloutConfig: flow_weight is {r.flow_weight} and there are no examples with true maps; give `flow`")
+    if r.flow_batch % self.args.world_size:
+        raise ValueError(f"RolloutConfig: flow_batch is {r.flow_batch} for {self.args.world_size} processes; expected a multiple")
+    self.flow, self._flow = Stream(flow, passes * r.flow_batch, self.args.seed) if r.flow_weight else None, None
+
+@patch
+def _flow_loss(self: CooperGRPOTrainer, base) -> Tensor:
+    share = self.rollout.flow_batch // self.args.world_size
+    first = self._step * self.rollout.flow_batch + self.accelerator.process_index * share
+    sequences, generators = zip(*(self.flow[i] for i in range(first, first + share)))
+    batch = pack(list(sequences), base.config.geometry, list(generators)).to(base.device)
+    return CooperForConditionalGeneration.forward(base, batch, ce_weight=0.).loss
+
+@patch
+def _flow_term(self: CooperGRPOTrainer):
+    if self._flow is None: return 0.
+    self._metrics["train"]["flow_loss"].append(self.accelerator.gather(self._flow.detach()).mean().item())
+    return self.rollout.flow_weight * self._flow / self.current_gradient_accumulation_steps
+
+# %% ../../nbs/32_grpo_trainer.ipynb #083a57cb
+@patch
+def _measure(self: CooperGRPOTrainer, traces, seconds):
+    values = {f"drawings/{name}": [t.drawn.count(name) for t in traces] for name in self.processor.protocol["modalities"]}
+    values |= {"drawings/all": [t.calls for t in traces], "drawings/share": [t.calls > 0 for t in traces],
+               "traces/finished": [t.finished for t in traces], "traces/valid": [t.format_ok() for t in traces],
+               "traces/cut": [any(s.truncated for s in t.own) for t in traces], "traces/turns": [len(t.own) for t in traces],
+               "text/tokens": [t.tokens for t in traces], "rollout_seconds": [seconds] * len(traces)}
+    table = torch.tensor([list(map(float, v)) for v in values.values()], device=self.accelerator.device).T.contiguous()
+    metrics = self._metrics["train" if self.model.training else "eval"]
+    for name, mean in zip(values, self.accelerator.gather(table).mean(0).tolist()): metrics[name].append(mean)
+
+# %% ../../nbs/32_grpo_trainer.ipynb #233223cc
+@lru_cache(maxsize=4096)
+def _truth(split, name): return load_rendered(split, dict(image=name))
+
+def map_quality(
+    traces: list[Trace],
+    rows: list[dict], # of the traces; 'truth' and 'picture' say where the true maps lie
+) -> tuple[list[float], np.ndarray]: # AbsRel of each depth map; pixels [classes, classes], true class by drawn class
+    "How good the maps are that traces drew. ValueError for a class that the scenes do not have."
+    depths, table = [], ConfusionMatrix(CLASSES)
+    for trace, row in zip(traces, rows):
+        truth = _truth(row["truth"], Path(row["picture"]).name) if row.get("truth") else None
+        for s in trace.steps if truth else ():
+            if s.modality == "depth" and s.map is not None: depths.append(_absrel(s.map, truth.depth))
+            if s.modality == "segmentation" and s.map is not None: table.add(_as_scenes(s.map, truth.classes.shape), truth.classes)
+    return depths, table.counts
+
+def _absrel(drawn, truth): # drawn at the size of the truth
+    metres = drawn.values if drawn.values.shape == truth.shape else np.asarray(Image.fromarray(drawn.values).resize(truth.shape[::-1], Image.BILINEAR))
+    return depth_metrics(np.maximum(metres, 1e-3), truth, align=None if drawn.unit == "m" else "scale_shift")["absrel"]
+
+def _as_scenes(drawn, shape): # labels in the numbering of the scenes, at their size
+    strange = [n for n in drawn.classes if n not in CLASSES]
+    if strange: raise ValueError(f"the checkpoint draws the classes {', '.join(strange)}; the scenes have {', '.join(CLASSES)}. map_every=0 measures no maps")
+    labels = np.array([list(CLASSES).index(n) for n in drawn.classes])[drawn.labels]
+    return np.asarray(Image.fromarray(labels.astype(np.uint8)).resize(shape[::-1], Image.NEAREST))
+
+@patch
+def _measure_maps(self: CooperGRPOTrainer):
+    every = self.rollout.map_every
+    if not every or self.model.training and self.state.global_step % every: return
+    found = gather_object([map_quality(self._traces, self._rows)])
+    depths, table = [d for ds, _ in found for d in ds], ConfusionMatrix(CLASSES)
+    table.counts = sum(counts for _, counts in found)
+    metrics = self._metrics["train" if self.model.training else "eval"]
+    if depths: metrics["maps/depth AbsRel"].append(float(np.mean(depths)))
+    if table.counts.sum(): metrics["maps/segmentation mIoU"].append(table.result()["miou"])
+
+# %% ../../nbs/32_grpo_trainer.ipynb #6b118ca5
+_KNOWN = ("data_id", "question", "answer", "flag", "kind", "picture")
+
+def _png(picture): return dict(bytes=png_bytes(picture), path=None) # as `datasets.Image` reads it
+
+def rollout_row(trace: Trace, row: dict, **more) -> dict:
+    "A trace as a row of a table: pictures as PNG, the rest as numbers and text."
+    steps = [replace(s, picture=None, map=None) for s in trace.steps]
+    plain = replace(trace, sequence=Sequence(), pictures=[], steps=steps).to_dict()
+    return {k: row.get(k) for k in _KNOWN} | more | dict(
+        mode=trace.mode, said=trace.answer, tokens=trace.tokens, drawings=", ".join(trace.drawn), finished=trace.finished, valid=trace.format_ok(),
+        trace=json.dumps(plain, ensure_ascii=False), pictures=[_png(p) for p in trace.pictures], drawn=[_png(s.picture) for s in trace.steps if s.kind == "draw"])
+
+@patch
+def _keep(self: CooperGRPOTrainer, advantages: list[float]):
+    step, every, a = self.state.global_step, self.rollout.keep_every, self.args
+    if not self.model.training or not every or step % every: return
+    first, weights = self.accelerator.process_index * len(self._rows), self.reward_weights.tolist()
+    def row(i):
+        values = [None if math.isnan(v) else v for v in self._rewards[first + i].tolist()]
+        total = None if all(v is None for v in values) else sum(w * (v or 0.) for w, v in zip(weights, values))
+        return rollout_row(self._traces[i], self._rows[i], step=step, group=(first + i) // self.num_generations, seed=json.dumps(self._seeds[i]), reward=total,
+                           advantage=advantages[i], **{f"reward/{n}": v for n, v in zip(self.reward_func_names, values)})
+    rows = gather_object([row(i) for i in range(len(self._rows))])
+    part = self._step % a.gradient_accumulation_steps // self.generate_every # a step may take several generations
+    if self.accelerator.is_main_process: _write_rollouts(Path(a.output_dir).resolve() / "rollouts" / f"step-{step:06d}{f'-{part}' * (part > 0)}.parquet", rows)
+    if self.accelerator.is_main_process: _report_rollouts(rows, a.report_to, step)
+
+def _write_rollouts(path, rows):
+    import pyarrow as pa, pyarrow.parquet as pq # with `datasets`
+    pictures = pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    kinds = dict(step=pa.int64(), group=pa.int64(), tokens=pa.int64(), advantage=pa.float64(), finished=pa.bool_(), valid=pa.bool_(), pictures=pictures, drawn=pictures)
+    schema = pa.schema([(k, kinds.get(k, pa.float64() if k.startswith("reward") else pa.string())) for k in rows[0]])
+    with write_whole(path) as aside: pq.write_table(pa.Table.from_pylist(rows, schema), aside)
+
+# %% ../../nbs/32_grpo_trainer.ipynb #f74d9f58
+def _report_rollouts(rows, report_to, step):
+    for name in {"trackio", "wandb"} & set([report_to] if isinstance(report_to, str) else report_to or ()):
+        import pandas as pd
+        tracker = importlib.import_module(name)
+        if name == "wandb" and tracker.run is None: continue
+        frame = pd.DataFrame([{k: v for k, v in row.items() if k not in ("trace", "pictures", "drawn", "picture", "seed")} for row in rows])
+        opened = [[tracker.Image(Image.open(io.BytesIO(p["bytes"])).convert("RGB")) for p in row["drawn"]] for row in rows]
+        tracker.log({"rollouts": tracker.Table(dataframe=frame.assign(drawn=opened))})
+
+# %% ../../nbs/32_grpo_trainer.ipynb #bc9d65a8
 @patch
 def seconds_per_step(self: CooperGRPOTrainer) -> dict:
     "Median seconds of a whole step and of its rollout; the rest is scoring, gradients and the update."
@@ -397,85 +622,204 @@ def seconds_per_step(self: CooperGRPOTrainer) -> dict:
     def median(key): v = sorted(h[key] for h in logs if key in h); return round(v[len(v) // 2], 2) if v else math.nan
     return dict(step=median("step_time"), rollout=median("rollout_seconds"), steps=len(logs))
 
-# %% ../../nbs/32_grpo_trainer.ipynb #083a57cb
+# %% ../../nbs/32_grpo_trainer.ipynb #de61d1fa
 @patch
 def fit(self: CooperGRPOTrainer):
     "Train from the newest whole checkpoint below `output_dir`, or from the start; returns the model. ValueError if the folder holds another run."
     last = self.last_checkpoint()
-    if not last: shutil.rmtree(Path(self.args.output_dir).resolve() / "traces", ignore_errors=True) # of a run of which nothing else is left
-    else:
-        self.curves = Curves.load((last / "curves.json").resolve())
-        self.remove_callback(GRPOCurves); self.add_callback(GRPOCurves(self.curves))
+    if last: self._go_on_from(last)
+    elif self.accelerator.is_main_process: shutil.rmtree(Path(self.args.output_dir).resolve() / "rollouts", ignore_errors=True) # of a run of which nothing else is left
+    self.accelerator.wait_for_everyone()
     with warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore", FutureWarning)
         self.train(resume_from_checkpoint=str(last) if last else None)
     return self.model.eval()
 
-# %% ../../nbs/32_grpo_trainer.ipynb #ee893f04
-def read_group(out, step: int | None = None) -> list[dict]:
-    "The group kept at a step (default: the last) below a run's folder; `trace` is a Trace again."
-    files = {int(f.stem[5:]): f for f in sorted((resolve(out) / "traces").glob("step-*.jsonl"))}
-    if not files or (step is not None and step not in files):
-        raise FileNotFoundError(f"{resolve(out) / 'traces'}: no group of step {step}; there are steps {', '.join(map(str, files)) or 'none'}")
-    return [row | dict(trace=Trace.from_dict(row["trace"])) for row in read_jsonl(files[max(files) if step is None else step])]
+@patch
+def _go_on_from(self: CooperGRPOTrainer, last: Path):
+    self.curves = Curves.load((last / "curves.json").resolve())
+    self.remove_callback(GRPOCurves); self.add_callback(GRPOCurves(self.curves))
+    if self.args.sync_ref_model: self.ref_model.load_state_dict(load_file(last / "reference" / "model.safetensors"))
+
+@patch
+def whole_model(self: CooperGRPOTrainer) -> CooperForConditionalGeneration:
+    "The trained model, with an adapter worked into its weights: what is saved and loaded like any other. Training cannot go on in it."
+    model = self.accelerator.unwrap_model(self.model)
+    return (model.merge_and_unload() if hasattr(model, "merge_and_unload") else model).eval()
+
+# %% ../../nbs/32_grpo_trainer.ipynb #92bf6e62
+def rollout_files(out) -> dict[int, list[Path]]:
+    "The files of kept rollouts below a run's folder, by step. FileNotFoundError if there are none."
+    found = {}
+    for f in sorted((resolve(out) / "rollouts").glob("step-*.parquet")): found.setdefault(int(f.stem.split("-")[1]), []).append(f)
+    if not found: raise FileNotFoundError(f"{resolve(out) / 'rollouts'}: no rollouts; expected step-*.parquet of a run with keep_every above 0")
+    return found
+
+def _read_rollouts(out, steps, columns=None) -> list[dict]:
+    import pyarrow.parquet as pq
+    files = rollout_files(out)
+    missing = [s for s in steps or () if s not in files]
+    if missing: raise FileNotFoundError(f"{resolve(out) / 'rollouts'}: no rollouts of step {missing[0]}; there are steps {', '.join(map(str, files))}")
+    return [row for s in steps or files for f in files[s] for row in pq.read_table(f, columns=columns).to_pylist()]
+
+_LIGHT = ("step", "group", "data_id", "kind", "flag", "mode", "question", "answer", "said", "reward", "advantage", "tokens", "drawings", "finished", "valid")
+
+def rollout_table(out, step: int | None = None): # -> pandas DataFrame
+    "Kept rollouts (of one step, or of all) without pictures and ids, a row each."
+    import pandas as pd
+    return pd.DataFrame(_read_rollouts(out, None if step is None else [step], list(_LIGHT)))
+
+# %% ../../nbs/32_grpo_trainer.ipynb #59fd8002
+def read_rollouts(out, step: int | None = None) -> list[dict]:
+    "The rollouts of a step (default: the last): `trace` is a Trace again, with its pictures; `rewards` by name. Maps are not kept: `modality(name).to_map` reads them off a drawing."
+    return list(map(_as_kept, _read_rollouts(out, [max(rollout_files(out)) if step is None else step])))
+
+def _as_kept(row):
+    opened = lambda p: Image.open(io.BytesIO(p["bytes"]))
+    trace, drawn = Trace.from_dict(json.loads(row["trace"])), iter(row.pop("drawn"))
+    trace.pictures = list(map(opened, row.pop("pictures")))
+    for s in trace.steps:
+        if s.kind == "draw": s.picture = opened(next(drawn))
+    return row | dict(trace=trace, seed=tuple(json.loads(row["seed"])), rewards={k.split("/", 1)[1]: v for k, v in row.items() if k.startswith("reward/")})
+
+def read_group(out, step: int | None = None, group: int | None = None) -> list[dict]:
+    "One group of a step (default: the last): the one asked for, else the one whose rewards differ most."
+    groups = {}
+    for row in read_rollouts(out, step): groups.setdefault(row["group"], []).append(row)
+    if group is not None and group not in groups: raise ValueError(f"no group {group}; expected one of {', '.join(map(str, groups))}")
+    def width(rows): rewards = [r["reward"] for r in rows if r["reward"] is not None]; return max(rewards) - min(rewards) if rewards else -1.
+    return groups[group] if group is not None else max(groups.values(), key=width)
 
 def kept_groups(out) -> list:
-    "All groups kept below a run's folder, in the order of the steps."
-    return [Group(read_group(out, int(f.stem[5:]))) for f in sorted((resolve(out) / "traces").glob("step-*.jsonl"))]
+    "A group of every kept step, in the order of the steps; nothing where no rollouts were kept."
+    steps = list(rollout_files(out)) if any((resolve(out) / "rollouts").glob("step-*.parquet")) else []
+    return [Group(read_group(out, step)) for step in steps]
 
+# %% ../../nbs/32_grpo_trainer.ipynb #6a0b5530
 _CARD = "width:300px;border:1px solid #ccc;border-radius:4px;padding:6px"
 
 class Group(list):
-    "Traces of one question beside each other, with what they earned; in a notebook, a picture."
+    "Kept traces beside each other, with what they earned; in a notebook, a picture."
     def __repr__(self): return f"Group({', '.join(format(r['advantage'], '+.2f') for r in self)}: {self[0]['question']!r})" if self else "Group()"
     def _repr_html_(self):
         def column(r):
             rewards = ", ".join(f"{k} {'not judged' if v is None else format(v, '.2g')}" for k, v in r["rewards"].items())
             colour = "#2e7d32" if r["advantage"] > 0 else "#c62828" if r["advantage"] < 0 else "#757575"
             head = f"<b style='color:{colour}'>advantage {r['advantage']:+.2f}</b><br><span style='font-size:80%'>{html.escape(rewards)}</span>"
-            return f"<div style='{_CARD}'>{head}{r['trace']._repr_html_()}</div>"
-        title = f"step {self[0]['step']}, right answer: {html.escape(str(self[0]['answer']))}" if self else "empty"
+            return f"<div style='{_CARD}'>{head}{r['trace']._repr_html_()}<span style='font-size:80%'>right answer: {html.escape(str(r['answer']))}</span></div>"
+        title = f"step {self[0]['step']}" if self else "empty"
         return f"<div>{title}</div><div style='display:flex;flex-wrap:wrap;gap:8px'>{''.join(map(column, self))}</div>"
 
-# %% ../../nbs/32_grpo_trainer.ipynb #92bf6e62
+# %% ../../nbs/32_grpo_trainer.ipynb #7d50933a
+ORDERS = {"highest advantage": ("advantage", True), "lowest advantage": ("advantage", False), "highest reward": ("reward", True), "lowest reward": ("reward", False)}
+
+def sorted_rollouts(out, step: int | None = None, order: str = "highest advantage", count: int = 4) -> Group:
+    "The first rollouts of a step (default: the last) in one of `ORDERS`; unjudged ones stand last."
+    if order not in ORDERS: raise ValueError(f"order is {order!r}; expected one of {', '.join(ORDERS)}")
+    (by, down), rows = ORDERS[order], read_rollouts(out, step)
+    return Group(sorted(rows, key=lambda r: (r["reward"] is None, (-1 if down else 1) * (r[by] or 0.)))[:count])
+
+def browse(out): # -> ipywidgets
+    "Leaf through the kept rollouts of a run: a slider for the step, a menu for the order."
+    import ipywidgets as w
+    files = rollout_files(out)
+    step, order = w.SelectionSlider(options=list(files), value=max(files), description="step"), w.Dropdown(options=list(ORDERS), description="order")
+    count, shown = w.IntSlider(4, 1, 16, description="how many"), w.HTML()
+    def show(change=None): shown.value = sorted_rollouts(out, step.value, order.value, count.value)._repr_html_()
+    for control in (step, order, count): control.observe(show, "value")
+    show()
+    return w.VBox([w.HBox([step, order, count]), shown])
+
+# %% ../../nbs/32_grpo_trainer.ipynb #fe6ee088
 @dataclass
 class GRPOParameters:
     "What `30_grpo` can be told."
     checkpoint: str = "data/tiny-cooper"; data: str = "data/scenes/train"; evaluation: str = "data/scenes/test"; out: str = "outputs/grpo"
-    steps: int = 12; prompts_per_step: int = 4; num_generations: int = 4; steps_per_generation: int = 1; num_iterations: int = 1
-    learning_rate: float = 2e-5; beta: float = 0.0; temperature: float = 1.0; top_p: float = 1.0; loss_type: str = "dapo"
+    steps: int = 12; prompts_per_step: int = 4; num_generations: int = 4; accumulation: int = 1; steps_per_generation: int = 1; num_iterations: int = 1
+    learning_rate: float = 2e-5; lora_rank: int = 0; dtype: str = "float32"; gradient_checkpointing: bool = False
+    beta: float = 0.0; loss_type: str = "dapo"; epsilon: float = 0.2; epsilon_high: float = 0.0; scale_rewards: str = "group"
+    top_entropy_quantile: float = 1.0; mask_truncated_completions: bool = False; temperature: float = 1.0; top_p: float = 1.0
     mode: list[str] = field(default_factory=lambda: ["cooperate"]); max_new_tokens: int = 0; max_turns: int = 0
     rewards: list[str] = field(default_factory=lambda: ["accuracy", "format", "cooperation"])
     reward_weights: list[float] = field(default_factory=lambda: [1.0, 1.0, 1.0])
-    per_scene: int = 5; questions: int = 0; eval_questions: int = 24
-    batch_size: int = 32; save_steps: int = 50; keep_every: int = 4; report_to: str = "none"; seed: int = 0
+    per_scene: int = 5; questions: int = 0; eval_questions: int = 24; eval_steps: int = 0
+    flow_weight: float = 0.0; flow_data: str = "data/scenes/train/amg.jsonl"; flow_scenes: int = 64; map_every: int = 4
+    batch_size: int = 32; save_steps: int = 50; keep_every: int = 4; log_completions: bool = False; report_to: str = "none"; seed: int = 0
+    processes: int = 1; machines: int = 1
     def __post_init__(self):
-        bad = at_least(1, self, "steps prompts_per_step num_generations steps_per_generation num_iterations per_scene eval_questions batch_size save_steps")
-        bad += at_least(0, self, "questions max_new_tokens max_turns keep_every seed")
+        bad = at_least(1, self, "steps prompts_per_step num_generations accumulation steps_per_generation num_iterations per_scene eval_questions flow_scenes "
+                                "batch_size save_steps processes machines")
+        bad += at_least(0, self, "lora_rank beta epsilon_high questions eval_steps flow_weight map_every max_new_tokens max_turns keep_every seed")
+        if self.processes % self.machines: bad.append(f"'processes' is {self.processes} on {self.machines} machines; expected a multiple")
         if bad: raise ValueError("; ".join(bad))
-        self.rollout(); self.reward_functions() # refuse unknown modes and rewards, before anything runs
-    @property
-    def device(self) -> str:
-        "Where to train."
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    def reward_functions(self) -> list:
-        "With their weights."
-        return as_reward_functions(self.rewards, self.reward_weights, self.num_generations)
-    def engine_options(self) -> dict:
-        "For greedy answers within the same budgets."
-        return dict(batch_size=self.batch_size, max_turns=self.max_turns or None, max_new_tokens=self.max_new_tokens or None)
-    def config(self) -> GRPOConfig:
-        "As TRL calls these things. One step learns from `prompts_per_step` groups."
-        same = ("num_generations steps_per_generation num_iterations learning_rate beta temperature top_p loss_type "
-                "reward_weights save_steps report_to seed").split()
-        return grpo_config(self.out, max_steps=self.steps, per_device_train_batch_size=self.prompts_per_step * self.num_generations,
-                           **{k: getattr(self, k) for k in same})
-    def rollout(self) -> RolloutConfig:
-        "What TRL has no field for."
-        return RolloutConfig(modes=tuple(self.mode), max_new_tokens=self.max_new_tokens or None, max_turns=self.max_turns or None,
-                             batch_size=self.batch_size, keep_every=self.keep_every)
+        self.per_device(self.processes); self.rollout(); self.reward_functions() # refuse what cannot be, before anything runs
 
-# %% ../../nbs/32_grpo_trainer.ipynb #59fd8002
+# %% ../../nbs/32_grpo_trainer.ipynb #b127835c
+@patch(as_prop=True)
+def device(self: GRPOParameters) -> str:
+    "Where to train."
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+@patch
+def per_device(self: GRPOParameters, processes: int) -> int:
+    "Traces of one pass of one process. ValueError where a step cannot be shared out."
+    traces, parts = self.prompts_per_step * self.num_generations, processes * self.accumulation
+    if traces % parts:
+        raise ValueError(f"a step of {self.prompts_per_step} prompts x {self.num_generations} generations = {traces} traces is not shared out evenly "
+                         f"by {processes} processes x {self.accumulation} passes; expected a multiple of {parts}")
+    return traces // parts
+
+@patch
+def reward_functions(self: GRPOParameters) -> list:
+    "With their weights."
+    return as_reward_functions(self.rewards, self.reward_weights, self.num_generations)
+
+@patch
+def engine_options(self: GRPOParameters) -> dict:
+    "For greedy answers within the same budgets."
+    return dict(batch_size=self.batch_size, max_turns=self.max_turns or None, max_new_tokens=self.max_new_tokens or None)
+
+# %% ../../nbs/32_grpo_trainer.ipynb #ad559411
+_SAME_NAME = ("num_generations num_iterations learning_rate beta temperature top_p loss_type epsilon scale_rewards top_entropy_quantile "
+              "mask_truncated_completions reward_weights gradient_checkpointing save_steps log_completions report_to seed").split()
+
+@patch
+def config(self: GRPOParameters) -> GRPOConfig:
+    "As TRL calls these things."
+    per_device = self.per_device(get_int_from_env(["WORLD_SIZE"], 1))
+    return grpo_config(self.out, max_steps=self.steps, per_device_train_batch_size=per_device, gradient_accumulation_steps=self.accumulation,
+                       steps_per_generation=self.steps_per_generation * self.accumulation, num_generations_eval=1, epsilon_high=self.epsilon_high or None,
+                       **{k: getattr(self, k) for k in _SAME_NAME})
+
+def evaluating(args: GRPOConfig, every: int, rows: list[dict], most: int) -> list[dict]: # the rows that are asked
+    "Evaluate every so many steps, in batches of at most `most` that share the rows out evenly, or some would be asked twice: up to a row a process is left out."
+    each = len(rows) // args.world_size
+    if not each: raise ValueError(f"{len(rows)} held-out questions for {args.world_size} processes; expected at least one each")
+    args.eval_strategy, args.eval_steps = "steps", every
+    args.per_device_eval_batch_size = max(n for n in range(1, min(each, most) + 1) if each % n == 0)
+    return rows[:each * args.world_size]
+
+@patch
+def rollout(self: GRPOParameters) -> RolloutConfig:
+    "What TRL has no field for."
+    return RolloutConfig(modes=tuple(self.mode), max_new_tokens=self.max_new_tokens or None, max_turns=self.max_turns or None,
+                         batch_size=self.batch_size, keep_every=self.keep_every, map_every=self.map_every, flow_weight=self.flow_weight)
+
+@patch
+def adapter(self: GRPOParameters): # -> peft.LoraConfig, or None
+    "Low-rank matrices beside every projection of the language model's layers, of both experts."
+    if not self.lora_rank: return None
+    from peft import LoraConfig
+    layers = r".*language_model\.model\.layers\..*_proj(_moe_gen)?"
+    return LoraConfig(r=self.lora_rank, lora_alpha=2 * self.lora_rank, lora_dropout=0.0, target_modules=layers, bias="none")
+
+@patch
+def rows(self: GRPOParameters) -> tuple[list[dict], list[dict]]: # to learn from, held out
+    "The questions of a run, kinds in turns."
+    rows = rl_rows(self.data, self.seed, self.per_scene)
+    return spread(rows, self.questions or len(rows), self.seed), spread(rl_rows(self.evaluation, self.seed, self.per_scene), self.eval_questions, self.seed)
+
+# %% ../../nbs/32_grpo_trainer.ipynb #72176fc3
 def spread(rows: list[dict], count: int, seed: int) -> list[dict]:
     "`count` rows, chosen by a seed, kinds in turns."
     order = torch.randperm(len(rows), generator=generator(seed, "spread")).tolist()
@@ -488,7 +832,65 @@ def ask_rows(engine: Engine, rows: list[dict], mode: str, seed: int = 0, desc: b
     "A trace for each row."
     return engine.run([engine.request(r["picture"], r["question"], mode, (seed, "asked", r["data_id"])) for r in rows], desc)
 
-# %% ../../nbs/32_grpo_trainer.ipynb #6a0b5530
+# %% ../../nbs/32_grpo_trainer.ipynb #76005a08
+def trainer_of(p: GRPOParameters, model, processor) -> CooperGRPOTrainer:
+    "The trainer that the parameters describe."
+    (rows, held_out), args, flow = p.rows(), p.config(), None
+    asked = as_dataset(evaluating(args, p.eval_steps, held_out, p.batch_size)) if p.eval_steps else None
+    if p.flow_weight:
+        maps = amg_rows(read_amg(p.flow_data, limit=p.flow_scenes), processor)
+        flow = AmgExamples(maps, processor, LatentCache(model, processor), copies=1)
+    return CooperGRPOTrainer(model, processor, p.reward_functions(), args, as_dataset(rows), p.rollout(), eval_dataset=asked, peft_config=p.adapter(), flow=flow)
+
+def train_here(p: GRPOParameters):
+    "Train in this process, or as one of several that were launched; the first writes curves, seconds and the model below `out`."
+    model, processor = load_model(p.checkpoint, p.dtype)
+    trainer = trainer_of(p, model, processor)
+    trainer.fit()
+    if trainer.accelerator.is_main_process:
+        out = resolve(p.out)
+        trainer.curves.save(out / "curves.json")
+        with write_whole(out / "seconds.json") as aside: aside.write_text(json.dumps(trainer.seconds_per_step()), encoding="utf-8")
+        save_model(trainer.whole_model(), processor, out / "model")
+    trainer.accelerator.wait_for_everyone()
+
+def train(p: GRPOParameters) -> tuple[Curves, dict]:
+    "Train, in `p.processes` processes; gives the curves, and seconds per step. The model is in `out/model`."
+    launch(p) if p.processes > 1 else train_here(p)
+    return Curves.load(resolve(p.out) / "curves.json"), json.loads((resolve(p.out) / "seconds.json").read_text(encoding="utf-8"))
+
+# %% ../../nbs/32_grpo_trainer.ipynb #5ae148b5
+def launch_command(p: GRPOParameters, config: Path, host: str = "localhost", port: int = 29500) -> list[str]:
+    "The command line that starts all processes of a run; `config` holds its parameters, `host` is the first machine."
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(p.processes), "--num_machines", str(p.machines),
+               "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_ip", host, "--main_process_port", str(port)]
+    what = ["-m", "cooper.cooperate.grpo", "--config", str(config)]
+    if p.machines == 1: return [*command, "--machine_rank", "0", *what]
+    line = " ".join([*map(shlex.quote, command), "--machine_rank", "$SLURM_PROCID", *map(shlex.quote, what)])
+    return ["srun", "--nodes", str(p.machines), "--ntasks", str(p.machines), "--ntasks-per-node", "1", "bash", "-c", line]
+
+def launch(p: GRPOParameters):
+    "Train in processes of their own and show what they say. RuntimeError if one of them fails."
+    out = resolve(p.out)
+    with write_whole(out / "parameters.yaml") as aside: aside.write_text(json.dumps(asdict(p), indent=1), encoding="utf-8") # JSON is YAML
+    command = launch_command(p, out / "parameters.yaml", socket.gethostname() if p.machines > 1 else "localhost", free_port())
+    with subprocess.Popen(command, cwd=root(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
+        try:
+            said = deque(maxlen=40)
+            for line in running.stdout: said.append(line); print(line, end="", flush=True)
+        except BaseException: running.terminate(); raise
+    if running.returncode: raise RuntimeError(f"GRPO in {p.processes} processes ended with {running.returncode}; it said at last:\n{''.join(said)}")
+
+def free_port() -> int:
+    "A port that nobody listens on."
+    with socket.socket() as s: s.bind(("", 0)); return s.getsockname()[1]
+
+def main(args: list[str] | None = None):
+    "`accelerate launch -m cooper.cooperate.grpo --config parameters.yaml`, or with the parameters as options: `--steps 2000`."
+    p, = TrlParser(GRPOParameters).parse_args_and_config(args)
+    train_here(checked(GRPOParameters, asdict(p))) # a file may hold any type
+
+# %% ../../nbs/32_grpo_trainer.ipynb #011c3120
 class BeforeAfter:
     "Answers to the same questions before and after training: shares, and cases."
     def __init__(self, rows: list[dict], before: list[Trace], after: list[Trace], judge): # judge(trace, row) -> has `.value`
@@ -519,3 +921,26 @@ class BeforeAfter:
 def _verdict(value):
     if value is None: return "<b>not judged</b>"
     return "<b style='color:#2e7d32'>right</b>" if value else "<b style='color:#c62828'>wrong</b>"
+
+# %% ../../nbs/32_grpo_trainer.ipynb #e7d8924f
+_PIECES = {"whole": (), "ZeRO-1": ("optimizer",), "ZeRO-2": ("optimizer", "gradients"), "ZeRO-3 or FSDP": ("optimizer", "gradients", "weights", "reference")}
+
+def memory_per_gpu(
+    parameters: float, # of the model
+    trainable: float | None = None, # None: all
+    gpus: int = 8,
+    strategy: str = "whole", # what each GPU holds, one of `_PIECES`
+    bytes_each: int = 2, # of a weight: 2 in bfloat16, 4 in float32; trained ones have a float32 copy
+    reference: bool = False, # a second model, for beta without an adapter
+    cache: float = 0.0, # bytes of keys and values of the rollout, see `capacity_of`
+) -> dict[str, float]: # GiB by part, and 'all'
+    "Memory per GPU without activations."
+    if strategy not in _PIECES: raise ValueError(f"strategy is {strategy!r}; expected one of {', '.join(_PIECES)}")
+    learned = parameters if trainable is None else trainable
+    parts = dict(weights=parameters * bytes_each, gradients=learned * bytes_each, optimizer=learned * (8 + 4 * (bytes_each < 4)),
+                 reference=parameters * bytes_each * reference, cache=cache)
+    parts = {k: v / (gpus if k in _PIECES[strategy] else 1) / 2 ** 30 for k, v in parts.items()}
+    return parts | {"all": sum(parts.values())}
+
+# %% ../../nbs/32_grpo_trainer.ipynb #57620284
+if __name__ == "__main__" and "__file__" in globals(): main() # a notebook has no __file__
