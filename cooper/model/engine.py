@@ -538,7 +538,9 @@ def need(self: Engine, r: Request) -> int:
 @patch
 def _looks(self: Engine, r, m) -> int: # tokens of a map of this modality in its views: a drawing, or what is given for it
     g, made = self.model.config.geometry, r.given.get(m.name)
-    size = r.pictures[-1].size if made is None else (m.to_picture(made) if isinstance(made, m.map_type) else made).size
+    if made is None: size = r.pictures[-1].size
+    elif isinstance(made, Tensor): size = made.shape[:0:-1] # pixels [3, H, W]
+    else: size = (m.to_picture(made) if isinstance(made, m.map_type) else made).size
     w, h = Resize(*self.processor.clean).size(*size)
     W, H = Resize(*self.processor.vision).size(w, h)
     views = {"clean": (h // g.latent_stride) * (w // g.latent_stride) + 2, "vision": (H // g.vision_patch) * (W // g.vision_patch) + 2}
