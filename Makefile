@@ -33,7 +33,7 @@ notebooks: $(STAMP)
 	OMP_NUM_THREADS=1 COOPER_QUIET=1 .venv/bin/nbdev_test --path nbs --n_workers 2 --skip_file_re '$(RUN)' --timing
 
 pytest: $(STAMP) notebooks
-	$(PY) -m pytest tests
+	$(PY) -m pytest tests -n 2 --dist loadfile
 
 runs: $(STAMP) pytest
 	$(PY) tests/run_notebooks.py --out outputs/test
