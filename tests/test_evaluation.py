@@ -1,20 +1,25 @@
 "One table for checkpoints, local and hosted models; evaluations that are killed and go on with other processes; what must not be compared."
 import json, os, re
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import cooper as co
+import owners
 import pretend
 from cooper.core import read_jsonl, resolve, write_jsonl
 from cooper.measure.benchmarks import benchmark, bootstrap, grid, holm, save_tables
-from cooper.measure.evaluation import (SOURCES, EvalParameters, Shown, answers, beside, changes, constant_guesses, cooper_answerer, exam_of, extractor_of, finish, for_figure, missing, possible, put, put_cooper,
-                                       put_edits, put_maps, put_model, readings, regrets, replies, told, true_case)
+from cooper.measure.evaluation import (SOURCES, EvalParameters, Shown, answers, beside, by_protocol, changes, constant_guesses, cooper_answerer, drawings_figure, exam_of, extractor_of, finish, first_maps, for_figure, missing, possible, put, put_cooper,
+                                       put_drawings, put_edits, put_maps, put_model, readings, regrets, replies, told, true_case)
 from cooper.measure.extraction import Extractor
 from cooper.measure.protocols import Exam, Item, RowPicture, clusters, plain_mean, read_item, scene_exam, scores
 from cooper.measure.records import PUBLISHED, Answered, CooperAnswers, HostedAnswers, Plain, against, collect, details, published, read_records, read_trace, results, score
 from cooper.measure.robustness import blind
+from cooper.model.modalities import DepthMap, SegmentMap
+from cooper.perceive.data import ADE150
+from cooper.perceive.protocols import open_maps
 from cooper.present.report import TraceCase, accuracy_figure, difference_figure, glance, page, telling
 from cooper.reason.hosted import Endpoint, Hosted, Rehearsal
 from house import cells
@@ -481,3 +486,78 @@ def test_every_row_is_asked_blind_and_in_other_words(tmp_path, monkeypatch):
     assert "none: mode cooperate needs a picture" in draws.note and "'rotated' applies to none" in direct.note and all(r["n"] == 10 and r["difference"].value == 0 for r in direct.rows)
     assert put_edits(EvalParameters(**vars(p) | dict(edits=())), exam, [put(p, exam, says)], None) == []
     with pytest.raises(ValueError, match="edits: turned; expected some of grey, shuffled, none, flipped"): parameters(tmp_path, edits=("turned",))
+
+
+# --- test sets with a published protocol
+
+class Draws: # a checkpoint that draws every depth twice too large and two metres too far, at half the size
+    def __init__(self, truths, unit="m", segments=True):
+        self.truths, self.model, self.drew = truths, torch.nn.Linear(2, 2), []
+        with torch.no_grad(): [w.fill_(1.) for w in self.model.parameters()]
+        modalities = dict(depth=dict(near=0., far=80., unit=unit)) | (dict(segmentation=dict(palette={n: (k, k, k) for k, n in enumerate(ADE150)})) if segments else {})
+        self.processor = type("Processor", (), dict(protocol=dict(modalities=modalities)))
+    def perceive(self, pictures, kind, seed=0, **options):
+        self.drew += [kind]*len(pictures)
+        known = [self.truths[np.asarray(x).tobytes()] for x in pictures]
+        if kind == "depth": return [DepthMap(2*t + 2, 0, 80, self.processor.protocol["modalities"]["depth"]["unit"]) for t in known]
+        return [SegmentMap(np.where(t == 1, 2, t), self.processor.protocol["modalities"]["segmentation"]["palette"]) for t in known] # buildings for walls
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory): # folders in their owners' layout; picture -> truth
+    tmp_path = tmp_path_factory.mktemp("sets")
+    owners.kitti(tmp_path/"kitti", ("val",)); owners.vkitti(tmp_path/"vkitti", ("Scene01",), 1, size=(370, 1224)); owners.ade150(tmp_path/"ade")
+    at = dict(kitti=str(tmp_path/"kitti"), vkitti=str(tmp_path/"vkitti"), ade20k=str(tmp_path/"ade"))
+    return at, {np.asarray(x.picture).tobytes(): x.truth for n, f in at.items() for x in open_maps(n, f)}
+
+
+def test_test_sets_are_measured_as_published(tmp_path, sets):
+    at, truths = sets
+    p, cooper = parameters(tmp_path/"out", maps_of=at, maps_of_limit=2, cases=2), Draws(truths)
+    assert list(first_maps(p)) == list(at)
+    drawn = put_drawings(p, cooper, "a")
+    kitti, vkitti, ade = by_protocol(drawn)
+    value = lambda t, label, how: next(r for r in t.rows if r["measure"] == label and how in r["how"])["drawn a"]
+    assert (kitti.rows[0]["n"], vkitti.rows[0]["n"], ade.rows[0]["n"]) == (2, 2, 1)
+    assert value(kitti, "AbsRel", "as drawn").value == pytest.approx(1.2) and value(kitti, "δ < 1.25", "as drawn").value == 0. # 22 m for 10 m
+    assert value(vkitti, "AbsRel", "as drawn").value == pytest.approx((12.34 + 2)/12.34, abs=2e-3) and value(vkitti, "AbsRel", "aligned").value < 1e-3 and value(vkitti, "δ < 1.25", "aligned").value == 1.
+    numbers = next(x.truth for x in open_maps("ade20k", at["ade20k"]))
+    ones, twos, there = (numbers == 1).sum(), (numbers == 2).sum(), len(set(numbers.ravel()) - {0})
+    assert ones and twos and value(ade, "mIoU", "with classes").value == pytest.approx((there - 2 + twos/(ones + twos))/there) # class 1 is nowhere drawn, class 2 is drawn on both
+    assert value(ade, "pixel accuracy", "with classes").value == pytest.approx(1 - ones/(numbers > 0).sum())
+    assert value(ade, "IoU of the best region", "without names").value == pytest.approx((there - 2 + (ones + twos)/(ones + twos))/there)
+    assert "not aligned; 2 pictures, the published numbers have 652" in kitti.note and "aligned: scale_shift" in kitti.note and all("never on its owner's archive" in t.note for t in (kitti, vkitti, ade))
+    file = save_tables(tmp_path/"out", maps_of=by_protocol(drawn))
+    kept = json.loads(file.read_text())["maps_of"]
+    assert [t["title"].split(":")[0] for t in kept] == ["kitti", "vkitti", "ade20k"] and kept[0]["rows"][0]["drawn a"]["n"] == 2
+    assert all(drawings_figure(d).size[0] > 300 for d in drawn) and [len(d.first) for d in drawn] == [2, 2, 1]
+    assert all(np.array_equal(pair.truth, truths[np.asarray(pair.picture).tobytes()]) and np.array_equal(m.values, np.float32(2*pair.truth + 2)) for d in drawn[:2] for pair, m in d.first) # beside its own truth
+    again = Draws(truths)
+    assert [t.to_dict() for t in by_protocol(put_drawings(p, again, "a"))] == [t.to_dict() for t in (kitti, vkitti, ade)] and not again.drew and cooper.drew.count("depth") == 4
+    put_drawings(EvalParameters(**vars(p) | dict(seed=1)), again, "a")
+    assert len(again.drew) == 5 # another seed draws anew
+
+
+def test_test_sets_of_checkpoints_without_metres_or_segments(tmp_path, sets):
+    at, truths = sets
+    p = parameters(tmp_path/"out", maps_of=dict(vkitti=dict(folder=at["vkitti"], limit=1), ade20k=at["ade20k"]), keep_traces=False)
+    drawn = put_drawings(p, Draws(truths, "relative", False), "a")
+    depth, segments = by_protocol(drawn + put_drawings(p, Draws(truths), "b"))
+    assert "drawn a" not in depth.where(how="as drawn, in metres", measure="AbsRel")[0] and {"drawn a", "drawn b"} <= set(depth.where(how="aligned in scale and shift", measure="AbsRel")[0]) and depth.rows[0]["n"] == 1
+    assert "a draws no segments" in segments.note and list(segments.columns)[3:] == ["drawn a", "drawn b"] and segments.cell(segments.rows[0], "drawn a") == "–"
+    assert drawings_figure(drawn[1]) is None and not (tmp_path/"out/maps").exists()
+    class Paints(Draws): # as the released checkpoints do: colours without names
+        def perceive(self, pictures, kind, seed=0, **options): return [Image.fromarray(np.stack([np.where(self.truths[np.asarray(x).tobytes()] > 75, 255, 0).astype(np.uint8)]*3, -1)) for x in pictures]
+    p = parameters(tmp_path/"out", maps_of=dict(ade20k=at["ade20k"]))
+    one, two = (put_drawings(p, Paints(truths), "c") for _ in range(2))
+    assert {r["how"] for r in by_protocol(one)[0].rows} == {"without names"} and by_protocol(one)[0].to_dict() == by_protocol(two)[0].to_dict() and drawings_figure(one[0])
+
+
+def test_wrong_test_sets_are_refused_first(tmp_path, sets):
+    at, _ = sets
+    for bad, message in [(dict(nyuv2="x"), "maps_of has 'nyuv2'; expected some of nyu, kitti"), (dict(kitti=str(tmp_path/"none")), r"maps_of\['kitti'\]: .*none: no such folder"),
+                         (dict(kitti=3), r"maps_of\['kitti'\] is 3; expected a folder"), (dict(kitti={"listed": "x"}), "expected a folder, or an object with 'folder'")]:
+        with pytest.raises(ValueError, match=message): parameters(tmp_path, maps_of=bad)
+    with pytest.raises(ValueError, match="maps_of measures what checkpoints draw"): parameters(tmp_path, checkpoints=[], others=["b=hf:b"], maps_of=at)
+    for bad, message in [(dict(nyu=at["ade20k"]), r"maps_of\['nyu'\]: "), (dict(kitti=at["vkitti"]), r"maps_of\['kitti'\]: "), (dict(ade20k=at["kitti"]), r"maps_of\['ade20k'\]: "), (dict(vkitti=dict(folder=at["vkitti"], colour=1)), "has no option 'colour'")]:
+        with pytest.raises(ValueError, match=message): first_maps(parameters(tmp_path, maps_of=bad))

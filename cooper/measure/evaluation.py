@@ -4,30 +4,34 @@
 
 # %% ../../nbs/49_evaluation.ipynb #aa344b22
 from __future__ import annotations
-import json, re
+import hashlib, json, re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 import torch
+from PIL import Image
 from fastcore.basics import patch
-from ..core import resolve, write_whole
+from ..core import resolve, seed_for, write_whole
 from .benchmarks import P_NOTE, Case, Table, benchmark, bootstrap, corrected, plain_tables, read_case, save_tables
 from .extraction import VARIANTS, Extractor, disagreement
 from .protocols import Exam, circular, clusters, open_exam, read_item, scene_exam, scores
-from .records import CooperAnswers, HostedAnswers, Printed, Scored, collect, paired, passes, protocol_card, same_protocol, score
+from .records import CooperAnswers, HostedAnswers, Printed, Scored, collect, dtype_of, paired, passes, protocol_card, same_protocol, score
 from .robustness import BLIND, EDITS, MAPS, OtherChoice, blind, changed, choice_regret, edited, map_help, regret, shown_maps, with_maps
 from .study import PUBLISHED as STUDY, PUBLISHED_CLEVR, PUBLISHED_SAT, PUBLISHED_VSR
-from ..model.modalities import MODES
-from ..perceive.data import read_amg
+from ..model.modalities import MODES, map_from_dict
+from ..perceive.data import ADE150, read_amg
+from ..perceive.metrics import scale_and_shift
+from ..perceive.protocols import MAP_SETS, PROTOCOLS, class_numbers, in_metres, measure_depth, measure_folder, open_maps, resized_classes, resized_to
 from ..reason.answers import Reading
 from ..reason.hosted import open_model, weights_hash
 
 # %% auto #0
 __all__ = ['SOURCES', 'EvalParameters', 'exam_of', 'extractor_of', 'put', 'put_cooper', 'cooper_answerer', 'put_model',
            'model_answerer', 'Shown', 'Page', 'missing', 'finish', 'constant_guesses', 'told', 'answers', 'for_figure',
-           'changes', 'readings', 'Edits', 'put_edits', 'regrets', 'Worth', 'truths', 'put_maps', 'Source', 'possible',
-           'beside', 'replies', 'traced', 'tries', 'judged_by', 'by_scene', 'true_case']
+           'changes', 'readings', 'Edits', 'put_edits', 'regrets', 'Worth', 'truths', 'put_maps', 'first_maps',
+           'Drawings', 'put_drawings', 'by_protocol', 'drawings_figure', 'Source', 'possible', 'beside', 'replies',
+           'traced', 'tries', 'judged_by', 'by_scene', 'true_case']
 
 # %% ../../nbs/49_evaluation.ipynb #80b5a706
 @dataclass
@@ -49,6 +53,8 @@ class EvalParameters:
     samples: int = 1 # answers to each question
     temperature: float = 0.0
     perception_scenes: int = 24 # scenes to draw depth and segmentation of
+    maps_of: dict = field(default_factory=dict) # test sets to draw: name of `MAP_SETS` -> folder, or dict(folder=..., and options of `open_maps`)
+    maps_of_limit: int = 0 # pictures of each of them, at most; 0: all, as for published numbers
     max_new_tokens: int = 0 # of a COOPER, per turn; 0: what the checkpoint says
     max_tokens: int = 1024 # of the others' replies
     rules: str = "cooper" # or published
@@ -63,12 +69,12 @@ class EvalParameters:
     seed: int = 0
     out: str = "outputs/eval"
     def __post_init__(self):
-        faults = [*_low(self), *_unknown(self), *_unfit(self)]
+        faults = [*_low(self), *_unknown(self), *_unfit(self), *_unmapped(self)]
         if faults: raise ValueError("; ".join(faults))
 
 # %% ../../nbs/49_evaluation.ipynb #bd8578ee
 def _low(p):
-    least = dict(questions=0 if p.benchmark != "scenes" else 1, samples=1, temperature=0, perception_scenes=1, batch_size=1, cases=1, max_new_tokens=0, max_tokens=1)
+    least = dict(questions=0 if p.benchmark != "scenes" else 1, samples=1, temperature=0, perception_scenes=1, batch_size=1, cases=1, max_new_tokens=0, max_tokens=1, maps_of_limit=0)
     return [f"{k} is {getattr(p, k)}; expected {n} or more" for k, n in least.items() if getattr(p, k) < n]
 
 def _unknown(p):
@@ -91,9 +97,18 @@ def _unfit(p): # what does not go together
     if p.samples > 1 and not p.temperature: yield f"samples is {p.samples} at temperature 0; every sample would be the same: expected a temperature above 0"
     if p.benchmark != "scenes" and not p.file: yield f"benchmark is {p.benchmark!r}, and file is empty; expected its owner's file"
     if p.benchmark == "scenes" and (p.file or p.options): yield "file and options belong to a benchmark's own file, and benchmark is 'scenes'; expected its name"
+    if p.maps_of and not p.checkpoints: yield "maps_of measures what checkpoints draw; expected checkpoints"
     if not re.fullmatch(r"\d+/[1-9]\d*", p.share) or int(p.share.split("/")[0]) >= int(p.share.split("/")[1]): yield f"share is {p.share!r}; expected this process / processes, such as 0/2 and 1/2"
 
 # %% ../../nbs/49_evaluation.ipynb #cb515a41
+def _unmapped(p): # sets that are not known, folders that are not there
+    for name, where in p.maps_of.items():
+        folder = where.get("folder") if isinstance(where, dict) else where
+        if name not in MAP_SETS: yield f"maps_of has {name!r}; expected some of {', '.join(MAP_SETS)}"
+        elif not isinstance(folder, str) or not folder: yield f"maps_of[{name!r}] is {where!r}; expected a folder, or an object with 'folder' and options of the set"
+        elif not resolve(folder).is_dir(): yield f"maps_of[{name!r}]: {folder}: no such folder"
+
+# %% ../../nbs/49_evaluation.ipynb #d8366bd9
 def _named(text): # 'name=what', or a name made of it
     m = re.match(r"([\w.+ -]+)=(.+)$", text.strip())
     if m: return m[1].strip(), m[2].strip()
@@ -111,6 +126,14 @@ def models(self: EvalParameters) -> list: # [(name, spec)]
     return [_named(c) for c in self.others if c.strip()]
 
 @patch(as_prop=True)
+def sets(self: EvalParameters) -> dict: # name -> (folder, options of `open_maps`)
+    "The test sets whose maps are drawn."
+    def one(where):
+        options = dict(limit=self.maps_of_limit or None) | (where if isinstance(where, dict) else dict(folder=where))
+        return options.pop("folder"), options
+    return {name: one(where) for name, where in self.maps_of.items()}
+
+@patch(as_prop=True)
 def part(self: EvalParameters) -> tuple: # (rank, processes)
     "Which share of the questions this process asks."
     return tuple(map(int, self.share.split("/")))
@@ -120,7 +143,7 @@ def device(self: EvalParameters) -> str:
     "Where the models run."
     return "cuda" if torch.cuda.is_available() else "cpu"
 
-# %% ../../nbs/49_evaluation.ipynb #d08dd835
+# %% ../../nbs/49_evaluation.ipynb #86cd535a
 def exam_of(p: EvalParameters) -> Exam:
     "The questions. ValueError names file, line, column and value of what is wrong in a file, and a share that would get none."
     exam = _exam_of(p)
@@ -145,7 +168,7 @@ def put(p: EvalParameters, exam: Exam, answerer, extractor=None) -> Scored | Non
     records = collect(exam, answerer, resolve(p.out)/"answers.jsonl", p.seed, p.samples, p.batch_size, p.part)
     return score(exam, records, p.rules, extractor, p.seed, p.samples) if records else None
 
-# %% ../../nbs/49_evaluation.ipynb #86cd535a
+# %% ../../nbs/49_evaluation.ipynb #2f79116a
 def _engine(p): return dict(batch_size=p.batch_size, max_new_tokens=p.max_new_tokens) | (dict(temperature=p.temperature) if p.temperature else {})
 
 def put_cooper(p: EvalParameters, exam: Exam, cooper, name: str, extractor=None) -> list: # of `Scored`, one for each mode
@@ -167,7 +190,7 @@ def model_answerer(p: EvalParameters, name: str, spec: str) -> HostedAnswers:
     "Another model, as these parameters have it."
     return HostedAnswers(open_model(spec, resolve(p.out)/"replies", p.key, p.device), name, p.max_tokens, p.temperature)
 
-# %% ../../nbs/49_evaluation.ipynb #4d236fed
+# %% ../../nbs/49_evaluation.ipynb #32b73243
 class Shown(dict): # name -> Table, or a list of them
     "Shows tables, and keeps under its name what was shown."
     def __call__(self, name: str, tables): # a Table, a list of them, or None where there is nothing to show
@@ -202,7 +225,7 @@ def finish(p: EvalParameters, exam: Exam, scored: list, drawn=(), worth=(), edit
     with write_whole(partial) as aside: aside.write_text(text, encoding="utf-8")
     return partial
 
-# %% ../../nbs/49_evaluation.ipynb #20e83228
+# %% ../../nbs/49_evaluation.ipynb #ba58ede1
 def constant_guesses(exam: Exam) -> dict: # id -> score
     "What the most common answer of its kind is worth for each question."
     counts = {}
@@ -211,7 +234,7 @@ def constant_guesses(exam: Exam) -> dict: # id -> score
     said = {i.id: exam.constants.get(i.id, common[i.kind, i.rule]) for i in exam.items}
     return {i.id: 0. if i.rule == "grade" or said[i.id] is None else scores(i, Reading("value", said[i.id]))["score"] for i in exam.items}
 
-# %% ../../nbs/49_evaluation.ipynb #f161e1c4
+# %% ../../nbs/49_evaluation.ipynb #d2d201ac
 def told(scored: Scored) -> list: # of dicts, one for each question, in words that a person reads
     "The first answer to each question, with what was read, by whom, and what it is worth."
     items, blind = {i.id: i for i in scored.exam.items}, constant_guesses(scored.exam)
@@ -224,7 +247,7 @@ def told(scored: Scored) -> list: # of dicts, one for each question, in words th
             calls=r["calls"], tokens=r["tokens"], seconds=r["seconds"])
     return [one(r) for r in scored.rows if r["sample"] == 0]
 
-# %% ../../nbs/49_evaluation.ipynb #d2d201ac
+# %% ../../nbs/49_evaluation.ipynb #7da842fb
 def _mean(rows, key): # of what is known
     known = [r[key] for r in rows if r[key] is not None]
     return float(np.mean(known)) if known else None
@@ -249,7 +272,7 @@ def answers(scored: list, seed: int = 0) -> Table: # of `Scored`, all of one pro
     if len({l["checkpoint"] for l in lines}) == 1: columns.pop("checkpoint")
     return Table(lines, columns, "Answers", f"Uniform: a guess among the choices. Constant: always the most common answer of the kind. Drawings, tokens and seconds are per question. {protocol_card(scored)}")
 
-# %% ../../nbs/49_evaluation.ipynb #29b695cd
+# %% ../../nbs/49_evaluation.ipynb #25b458c5
 def for_figure(table: Table, most: int = 8) -> Table | None: # None: nothing was judged
     "The kinds with the most questions, and all of them together, as `accuracy_figure` draws them."
     series = {(r["checkpoint"], r["mode"]) for r in table.rows}
@@ -259,7 +282,7 @@ def for_figure(table: Table, most: int = 8) -> Table | None: # None: nothing was
     kept = {"all", *sorted((k for k in there if k != "all"), key=lambda k: -n[k])[:most]} & set(there)
     return Table([r for r in table.rows if r["kind"] in kept], table.columns, table.title, table.note) if kept else None
 
-# %% ../../nbs/49_evaluation.ipynb #34aa78c0
+# %% ../../nbs/49_evaluation.ipynb #41dc9c61
 def changes(scored: list, first: str, last: str) -> Table | None: # None: no mode was asked of both
     "What changed from one model to another, in every mode that both were asked in: differences in points, and the exact test of exchanged answers."
     same_protocol(scored, "changes")
@@ -271,7 +294,7 @@ def changes(scored: list, first: str, last: str) -> Table | None: # None: no mod
     rows = corrected([dict(mode=b.name[1]) | r for (_, b), t in zip(pairs, tables) for r in t.rows])
     return Table(rows, dict(mode="mode") | tables[0].columns, f"From {first} to {last}", f"Points on the same questions; better: worth more than before. An interval that holds 0 shows no sure change. {P_NOTE} {protocol_card(scored)}")
 
-# %% ../../nbs/49_evaluation.ipynb #f25fed18
+# %% ../../nbs/49_evaluation.ipynb #f5917138
 def readings(scored: Scored) -> Table | None: # None: nobody but the rules read
     "Replies that rules and judge read differently, with the score by each in the note."
     if scored.extractor == "none": return None
@@ -282,7 +305,7 @@ def readings(scored: Scored) -> Table | None: # None: nobody but the rules read
     table = disagreement(asked, [r["reply"] for r in rows], {"rules": ruled, scored.extractor: judged})
     return Table(table.rows, table.columns, f"{' '.join(scored.name)}: {table.title}", table.note)
 
-# %% ../../nbs/49_evaluation.ipynb #dd1d3c07
+# %% ../../nbs/49_evaluation.ipynb #7faddf77
 @dataclass(eq=False)
 class Edits(Table):
     "What edits change for one row."
@@ -306,7 +329,7 @@ def _edits(p, exam, s, answerer, extractor):
     some = next(iter(found.values()), Table([], dict(edit="edit"), f"{exam.name}: {' '.join(s.name)}", protocol_card([s])))
     return Edits(corrected([r for t in found.values() for r in t.rows]), some.columns, some.title, some.note + (f" Left out: {'; '.join(not_so)}." if not_so else ""), s.name, lacks)
 
-# %% ../../nbs/49_evaluation.ipynb #ea74809d
+# %% ../../nbs/49_evaluation.ipynb #924a7731
 def regrets(scored: list) -> list: # of Tables, one for each checkpoint that was asked in the modes it takes
     "Regret of calling and of not calling, with modes `reason` (or `direct`) and `perceive` as the other choice."
     of = {s.name: s for s in scored}
@@ -354,7 +377,151 @@ def put_maps(p: EvalParameters, cooper, base: Scored, extractor=None) -> Worth |
     except ValueError as e: chosen = Table([], dict(kind="kind"), f"{base.exam.name}: {base.name[0]}", str(e)) # nothing was judged both ways
     return Worth(base, found, help, chosen, shown_maps(cooper, base, found, cases, seed=p.seed))
 
-# %% ../../nbs/49_evaluation.ipynb #28676a7c
+# %% ../../nbs/49_evaluation.ipynb #d873b74f
+def first_maps(p: EvalParameters) -> dict: # name -> the first `Pair`
+    "Opens every set of `maps_of`, and measures the truth against itself: what cannot be measured is refused before anything is asked. ValueError names the set."
+    return {name: _first(name, *where) for name, where in p.sets.items()}
+
+def _first(name, folder, options):
+    try:
+        pair = next(open_maps(name, folder, **options | dict(limit=1)))
+        if name != "ade20k": measure_depth(np.maximum(pair.truth, 1e-3), pair.truth, name)
+    except (ValueError, TypeError, ImportError, OSError) as e: raise ValueError(f"maps_of[{name!r}]: {e}") from None
+    return pair
+
+# %% ../../nbs/49_evaluation.ipynb #c60d89eb
+def _drawer(p, cooper, kind): # function: pictures -> drawings
+    about, folder = (weights_hash(cooper.model), dtype_of(cooper.model), json.dumps(cooper.processor.protocol, default=str), kind, p.seed), resolve(p.out)/"maps"
+    def place(picture): return folder/f"{seed_for('map', *about, *picture.size, hashlib.sha256(picture.tobytes()).hexdigest()):016x}"
+    def draw(pictures):
+        todo = [k for k, x in enumerate(pictures) if _kept(place(x)) is None]
+        made = dict(zip(todo, cooper.perceive([pictures[k] for k in todo], kind, p.seed, batch_size=p.batch_size), strict=True)) if todo else {}
+        for k, m in made.items() if p.keep_traces else (): _keep(place(pictures[k]), m)
+        return [made[k] if k in made else _kept(place(x)) for k, x in enumerate(pictures)]
+    return draw
+
+def _keep(at, drawn):
+    picture = isinstance(drawn, Image.Image)
+    with write_whole(at.with_suffix(".png" if picture else ".json")) as aside: drawn.save(aside, "PNG") if picture else aside.write_text(json.dumps(drawn.to_dict()), encoding="utf-8")
+
+def _kept(at): # None: it was not drawn yet
+    if at.with_suffix(".json").is_file(): return map_from_dict(json.loads(at.with_suffix(".json").read_text(encoding="utf-8")))
+    return Image.open(at.with_suffix(".png")).convert("RGB") if at.with_suffix(".png").is_file() else None
+
+# %% ../../nbs/49_evaluation.ipynb #718d253a
+@dataclass(eq=False)
+class Drawings:
+    "What a checkpoint drew of one test set, by its published protocol."
+    set: str # of `MAP_SETS`
+    checkpoint: str
+    found: dict # alignment (None, 'scale_shift') -> numbers, or 'segments' -> numbers (see `measure_folder`); {}: it draws no such maps
+    first: list # of (Pair, drawing): the first ones, to be looked at
+    seed: int = 0 # of the intervals
+    def __repr__(self): return f"Drawings({self.checkpoint}, {self.set}: {', '.join(map(str, self.found)) or 'nothing drawn'})"
+
+def put_drawings(p: EvalParameters, cooper, checkpoint: str) -> list: # of `Drawings`, one for each set of `maps_of`
+    "Draw and measure the test sets."
+    return [_drawn_set(p, cooper, checkpoint, name, *where) for name, where in p.sets.items()]
+
+def _drawn_set(p, cooper, checkpoint, name, folder, options):
+    kind, protocol, maps = "segmentation" if name == "ade20k" else "depth", cooper.processor.protocol, []
+    if kind not in protocol["modalities"]: return Drawings(name, checkpoint, {}, [], p.seed)
+    draw, align = _drawer(p, cooper, kind), (None, "scale_shift") if kind == "depth" and in_metres(protocol) else ("scale_shift",)
+    def watched(pictures):
+        drawn = draw(pictures)
+        maps.extend(drawn[:max(0, p.cases - len(maps))])
+        return drawn
+    found = measure_folder(watched, name, folder, align, p.batch_size, **options)
+    pairs = open_maps(name, folder, **options | dict(limit=len(maps)))
+    return Drawings(name, checkpoint, dict(segments=found) if name == "ade20k" else found, list(zip(pairs, maps)), p.seed)
+
+# %% ../../nbs/49_evaluation.ipynb #891ed7af
+_DEPTH = dict(absrel=("AbsRel", ""), delta1=("δ < 1.25", ""), delta2=("δ < 1.25²", ""), delta3=("δ < 1.25³", ""), rmse=("RMSE", "m"), log10=("log10", ""), rmse_log=("RMSE log", ""), silog=("SILog", ""))
+_REGIONS = dict(matched="IoU of regions, matched one to one", best="IoU of the best region", covering="covering")
+_HOW = {None: "as drawn, in metres", "scale_shift": "aligned in scale and shift", "segments": "with classes"}
+
+def _of_classes(of): # function of counts [pictures, classes, (right, true, drawn)]
+    def statistic(counts):
+        right, true, drawn = counts.sum(0).T
+        return of(right, true, drawn)
+    return statistic
+
+def _miou(right, true, drawn): there = true + drawn > 0; return float(np.mean(right[there]/(true + drawn - right)[there]))
+def _accuracy(right, true, drawn): return float(right.sum()/true.sum()) if true.sum() else np.nan
+def _mean_accuracy(right, true, drawn): return float(np.mean(right[true > 0]/true[true > 0])) if true.any() else np.nan
+
+def _estimates(d): # (how, measure, estimate) of a set
+    for how, f in d.found.items():
+        if "miou" in f:
+            counts = np.zeros((len(f["rows"]), len(ADE150), 3))
+            for k, row in enumerate(f["rows"].values()):
+                for c, pixels in row.items(): counts[k, c] = pixels
+            for label, of in {"mIoU": _miou, "pixel accuracy": _accuracy, "mean accuracy": _mean_accuracy}.items(): yield _HOW[how], label, bootstrap(counts, _of_classes(of), d.seed, 500, "")
+        rows = [*(f["regions"] if "miou" in f else f)["rows"].values()]
+        if how == "segments": yield from (("without names", label, bootstrap([r[key] for r in rows], seed=d.seed, unit="")) for key, label in _REGIONS.items())
+        else: yield from ((_HOW[how], label, bootstrap([r[key] for r in rows], seed=d.seed, unit=unit)) for key, (label, unit) in _DEPTH.items())
+
+def by_protocol(drawn: list) -> list: # drawn: of `Drawings`; one Table for each set
+    "Every number of a set's published protocol with its 95 % interval over pictures; a column for each checkpoint."
+    return [_protocol_table(name, [d for d in drawn if d.set == name]) for name in dict.fromkeys(d.set for d in drawn)]
+
+def _protocol_table(name, drawn):
+    lines = {}
+    for d in drawn:
+        for how, label, e in _estimates(d): lines.setdefault((how, label), dict(how=how, measure=label, n=e.n))[f"drawn {d.checkpoint}"] = e
+    notes = dict.fromkeys(f["note"] for d in drawn for f in d.found.values() if "note" in f)
+    none = [f"{d.checkpoint} draws no {'segments' if name == 'ade20k' else 'depth'}" for d in drawn if not d.found]
+    classes = ["mIoU: over the classes that are in the truth or drawn, of all pictures together"] if any("miou" in f for d in drawn for f in d.found.values()) else []
+    note = "; ".join([*notes, *classes, *none, "the reader of this set was tested on small made folders, never on its owner's archive"])
+    columns = dict(how="", measure="measure", n="pictures") | {f"drawn {d.checkpoint}": f"{d.checkpoint} [95 %]" for d in drawn}
+    return Table(list(lines.values()), columns, f"{name}: {PROTOCOLS[name].source if name in PROTOCOLS else 'ADE20K, 150 classes'}", f"{note}.")
+
+# %% ../../nbs/49_evaluation.ipynb #bd91d3c1
+def _thick(values): # points of a laser, which nobody would see, grow to 5 x 5 pixels
+    if np.isfinite(values).mean() > .2: return values
+    out = values
+    for y in range(-2, 3):
+        for x in range(-2, 3): out = np.where(np.isnan(out), np.roll(values, (y, x), (0, 1)), out)
+    return out
+
+def _depth_panels(name, pair, drawn, metric): # (heading, pixels, options of imshow)
+    counts, values = PROTOCOLS[name].valid(pair.truth), resized_to(getattr(drawn, "values", drawn), pair.truth.shape)
+    scale, shift = scale_and_shift(values[counts], pair.truth[counts])
+    fitted, (near, far) = scale*values + shift, np.percentile(pair.truth[counts], (2, 98))
+    only = lambda x: _thick(np.where(counts, x, np.nan))
+    look = dict(cmap="Spectral", vmin=near, vmax=max(far, near*1.01))
+    panels = [("true depth", only(pair.truth), look), *([("drawn", values, look)] if metric else []), ("drawn, aligned", fitted, look)]
+    return panels + [("error", only(((values if metric else fitted) - pair.truth)/np.where(counts, pair.truth, 1)), dict(cmap="RdBu", vmin=-.5, vmax=.5))], f", colours from {near:.1f} to {far:.1f} m"
+
+_CLASS_COLOURS = np.random.default_rng(1).integers(40, 220, (len(ADE150), 3)).astype(np.uint8)
+_CLASS_COLOURS[0] = 255
+
+def _class_panels(pair, drawn):
+    true = ("true classes", _CLASS_COLOURS[pair.truth], {})
+    if isinstance(drawn, Image.Image): return [true, ("drawn", np.asarray(drawn), {})], ""
+    numbers = resized_classes(class_numbers(drawn), pair.truth.shape)
+    wrong = np.where((numbers != pair.truth)[..., None], (200, 0, 160), 225).astype(np.uint8)
+    wrong[pair.truth == 0] = 255
+    return [true, ("drawn classes", _CLASS_COLOURS[numbers], {}), ("wrong pixels", wrong, {})], ""
+
+def drawings_figure(drawn: Drawings) -> Image.Image | None: # None: nothing was drawn
+    "Picture, truth, drawing and error of the first pictures of a set."
+    import io
+    from matplotlib.figure import Figure
+    if not drawn.first: return None
+    rows = [(pair, *(_class_panels(pair, m) if drawn.set == "ade20k" else _depth_panels(drawn.set, pair, m, None in drawn.found))) for pair, m in drawn.first]
+    height, width = rows[0][0].truth.shape
+    figure = Figure(figsize=(9, .5 + len(rows)*(.25 + 8.4/(1 + len(rows[0][1]))*height/width)), dpi=80, layout="constrained")
+    figure.get_layout_engine().set(h_pad=.16)
+    for axes, (pair, panels, ends) in zip(figure.subplots(len(rows), 1 + len(rows[0][1]), squeeze=False), rows):
+        for ax, (head, pixels, look) in zip(axes, [("picture", pair.picture, {}), *panels]):
+            ax.imshow(pixels, interpolation="nearest", **look); ax.set(xticks=[], yticks=[])
+            ax.set_xlabel(f"{head} (±50 %)" if head == "error" else head, fontsize=7)
+        axes[0].text(0, 1.04, f"{pair.name}{ends}", fontsize=7, transform=axes[0].transAxes).set_in_layout(False) # a long name must not widen its column
+    file = io.BytesIO(); figure.savefig(file, format="png"); file.seek(0)
+    return Image.open(file)
+
+# %% ../../nbs/49_evaluation.ipynb #b8add6c4
 @dataclass(frozen=True)
 class Source:
     "Published numbers of one benchmark."
@@ -415,7 +582,7 @@ def _beside(source, scored):
     columns = dict(model="model", prompt="prompt") | {h: f"{h} %" for h in heads} | (dict(doubt="") if source.doubted else {})
     return Printed(rows, columns, source.title, f"May be compared: {source.may}. May not: {source.may_not}.{marked}")
 
-# %% ../../nbs/49_evaluation.ipynb #c60d89eb
+# %% ../../nbs/49_evaluation.ipynb #1e411154
 def _short(text, n): return "–" if text is None else (" ".join(text.split()) if len(" ".join(text.split())) <= n else "… " + " ".join(text.split())[2 - n:])
 
 def replies(scored: Scored, count: int = 8) -> Table:

@@ -19,9 +19,10 @@ from .data import ADE150, kitti_frame, palette_of, read_dataset, read_owner
 from .metrics import ConfusionMatrix, average, depth_metrics, scale_and_shift
 
 # %% auto #0
-__all__ = ['CROPS', 'PROTOCOLS', 'ALIGNMENTS', 'ADE20K_CLASSES', 'Crop', 'DepthProtocol', 'aligned', 'resized_to',
+__all__ = ['CROPS', 'PROTOCOLS', 'ALIGNMENTS', 'ADE20K_CLASSES', 'MAP_SETS', 'Crop', 'DepthProtocol', 'aligned', 'resized_to',
            'measure_depth', 'protocol_of', 'measure_depths', 'measure_classes', 'best_matching', 'measure_regions',
-           'colour_regions', 'Pair', 'open_maps', 'resized_classes', 'measure_folder', 'lines', 'main']
+           'colour_regions', 'Pair', 'open_maps', 'resized_classes', 'class_numbers', 'measure_folder', 'lines',
+           'in_metres', 'main']
 
 # %% ../../nbs/16_perception_protocols.ipynb #08a9357c
 @dataclass(frozen=True)
@@ -156,22 +157,27 @@ def _summary(p, rows, align): # what the numbers of a set's pictures come to
 # %% ../../nbs/16_perception_protocols.ipynb #512d6f87
 ADE20K_CLASSES = 150
 
+def _pixels(counts): # class -> [right, true, drawn], of the classes that are there; what an interval over pictures needs
+    parts = np.stack([np.diag(counts), counts.sum(1), counts.sum(0)], 1)[1:]
+    return {int(c) + 1: parts[c].tolist() for c in np.flatnonzero(parts.any(1))}
+
 def measure_classes(
     pictures: dict | Iterable, # name -> (drawn, truth): int [H, W], classes from 1; 0: none of them; or such pairs one by one
     classes: int = ADE20K_CLASSES,
-) -> dict: # miou, pixel_accuracy, mean_accuracy, iou (class -> float; None where it is nowhere), n, pictures
+) -> dict: # miou, pixel_accuracy, mean_accuracy, iou (class -> float; None where it is nowhere), n, pictures, rows (name -> class -> pixels: right, true, drawn)
     "A data set of segment maps with classes, ADE20K's way. ValueError names picture and class."
-    matrix, seen = ConfusionMatrix(map(str, range(classes + 1))), set()
+    matrix, rows = ConfusionMatrix(map(str, range(classes + 1))), {}
     for name, (drawn, truth) in pictures.items() if isinstance(pictures, dict) else pictures:
-        if name in seen: raise ValueError(f"{name}: comes twice; every picture counts once")
-        seen.add(name)
+        if name in rows: raise ValueError(f"{name}: comes twice; every picture counts once")
+        before = matrix.counts.copy()
         try: matrix.add(drawn, truth, np.asarray(truth) > 0)
         except ValueError as e: raise ValueError(f"{name}: {e}") from None
+        rows[name] = _pixels(matrix.counts - before)
     if not matrix.counts.sum(): raise ValueError("measure_classes: no pixel has a class; expected numbers from 1")
     both, true, said = np.diag(matrix.counts)[1:], matrix.counts.sum(1)[1:], matrix.counts.sum(0)[1:]
     iou = {c: float(b/(t + s - b)) if t + s else None for c, (b, t, s) in enumerate(zip(both, true, said), 1)}
     return dict(miou=float(np.mean([v for v in iou.values() if v is not None])), pixel_accuracy=float(both.sum()/true.sum()),
-                mean_accuracy=float(np.mean(both[true > 0]/true[true > 0])), iou=iou, n=int(true.sum()), pictures=len(seen))
+                mean_accuracy=float(np.mean(both[true > 0]/true[true > 0])), iou=iou, n=int(true.sum()), pictures=len(rows), rows=rows)
 
 # %% ../../nbs/16_perception_protocols.ipynb #824718ba
 def _overlaps(drawn, truth): # IoU [true regions, drawn regions] over pixels that are in some true region, and the sizes of the true ones
@@ -235,7 +241,7 @@ class Pair(NamedTuple):
     picture: Image.Image # RGB, cut to the protocol's frame
     truth: np.ndarray # [H, W] metres, 0 where nothing is known; or class numbers, 0 for none
 
-_SETS = {"nyu": ("nyu", "test"), "kitti": ("kitti", None), "kitti-garg": ("kitti", None), "vkitti": ("vkitti", "val"), "hypersim": ("hypersim", "test"), "ade20k": ("ade20k-150", "validation")} # protocol -> data set, its split
+MAP_SETS = {"nyu": ("nyu", "test"), "kitti": ("kitti", None), "kitti-garg": ("kitti", None), "vkitti": ("vkitti", "val"), "hypersim": ("hypersim", "test"), "ade20k": ("ade20k-150", "validation")} # protocol -> data set, its split
 
 def open_maps(
     name: str, # of PROTOCOLS, or ade20k
@@ -246,8 +252,8 @@ def open_maps(
 ) -> Iterator[Pair]:
     "The pictures of a protocol and their truth, one by one. ValueError names file and place."
     if name != "ade20k": protocol_of(name)
-    if name not in _SETS: raise ValueError(f"no data set belongs to protocol {name!r}; expected one of {', '.join(_SETS)}")
-    data, usual = _SETS[name]
+    if name not in MAP_SETS: raise ValueError(f"no data set belongs to protocol {name!r}; expected one of {', '.join(MAP_SETS)}")
+    data, usual = MAP_SETS[name]
     frame, converted = name != "ade20k" and PROTOCOLS[name].frame, resolve(folder)/"amg.jsonl"
     if converted.is_file(): return _converted_pairs(data, converted, frame, limit, {"split": split, **options})
     return (Pair(r.data_id, r.picture(), r.numbers() if name == "ade20k" else r.metres()) for r in read_owner(data, folder, split or usual, limit, frame, **options))
@@ -273,7 +279,8 @@ def _drawings(draw, name, folder, batch_size, options): # (name, drawing, truth)
     while some := list(islice(pictures, batch_size)):
         yield from ((p.name, drawn, p.truth) for p, drawn in zip(some, draw([p.picture for p in some]), strict=True))
 
-def _numbers_of(drawn, palette): # class numbers of a drawing: an array, or a SegmentMap whose classes have ADE20K's names
+def class_numbers(drawn, palette=ADE150) -> np.ndarray: # [h, w]; 0: a class that the palette does not have
+    "Class numbers of a drawing: an array of them, or a SegmentMap whose classes have ADE20K's names."
     if not hasattr(drawn, "labels"): return np.asarray(drawn)
     return np.array([palette.index(c) if c in palette else 0 for c in drawn.classes])[drawn.labels]
 
@@ -295,11 +302,19 @@ def measure_folder(
     found = {a: _summary(protocol_of(name), r, a) for a, r in rows.items()}
     return found if isinstance(align, tuple) else found[align]
 
+def _measure_named(drawings): # with their classes, and as regions whatever they are called
+    regions = {}
+    def pairs():
+        for n, d, t in drawings:
+            yield n, (resized_classes(class_numbers(d), t.shape), t)
+            if (t > 0).any(): regions[n] = measure_regions(resized_classes(d.labels, t.shape) + 1 if hasattr(d, "labels") else resized_classes(d, t.shape), t)
+    return measure_classes(pairs()) | dict(regions=dict(mean=average(regions.values()), rows=regions))
+
 def _measure_segments(drawings):
     first = next(drawings, None)
     if first is None: raise ValueError("ade20k: there is no picture; expected at least one")
     every = chain((first,), drawings)
-    if not isinstance(first[1], Image.Image): return measure_classes((n, (resized_classes(_numbers_of(d, ADE150), t.shape), t)) for n, d, t in every)
+    if not isinstance(first[1], Image.Image): return _measure_named(every)
     rows = {n: measure_regions(colour_regions(resized_classes(np.asarray(d.convert("RGB")), t.shape)), t) for n, d, t in every}
     return dict(mean=average(rows.values()), rows=rows, note="ADE20K, regions of one colour against regions of one class, without their names")
 
@@ -310,10 +325,15 @@ def lines(found: dict) -> list: # of str
     if "note" in found: return [", ".join(f"{k} {v:.3f}" for k, v in found["mean"].items() if isinstance(v, float)) + f", {len(found['rows'])} pictures ({found['note']})"]
     return [line for each in found.values() for line in lines(each)]
 
+def in_metres(protocol: dict) -> bool: # of a checkpoint
+    "Does it draw depth in metres? Else only aligned numbers mean something."
+    depth = modality("depth", protocol)
+    return depth.codec.metric and depth.options.get("unit", "m") == "m"
+
 def main(argv: list[str] | None = None) -> int: # exit status
     "A checkpoint by a published protocol."
     parser = argparse.ArgumentParser(prog="python -m cooper.perceive.protocols", description="Measure what a checkpoint draws by a published protocol.")
-    parser.add_argument("name", choices=list(_SETS)); parser.add_argument("folder", help="the owner's folder, or a converted one")
+    parser.add_argument("name", choices=list(MAP_SETS)); parser.add_argument("folder", help="the owner's folder, or a converted one")
     parser.add_argument("--checkpoint", default="data/tiny-cooper", help="what cooper.load takes")
     parser.add_argument("--align", default="none,scale_shift", help="some of none, median, scale_shift, disparity")
     parser.add_argument("--out", help="JSON file for all numbers")
@@ -324,8 +344,7 @@ def main(argv: list[str] | None = None) -> int: # exit status
     kind, align = ("segmentation", None) if a.name == "ade20k" else ("depth", tuple(None if k == "none" else k for k in a.align.split(",")))
     try:
         co = cooper.load(a.checkpoint)
-        unit = "m" if kind != "depth" else modality("depth", co.processor.protocol).options.get("unit", "m")
-        if unit != "m" and None in align: align = tuple(k for k in align if k) or ("scale_shift",) # what has no unit cannot be taken at its word
+        if kind == "depth" and not in_metres(co.processor.protocol) and None in align: align = tuple(k for k in align if k) or ("scale_shift",) # what has no unit cannot be taken at its word
         found = measure_folder(lambda pictures: co.perceive(pictures, kind), a.name, a.folder, align, a.batch_size, **options)
     except (ValueError, ImportError, FileNotFoundError) as e: print(e, file=sys.stderr); return 1
     if a.out: write_jsonl(a.out, [{str(k): v for k, v in found.items()}])
