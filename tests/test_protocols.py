@@ -127,7 +127,7 @@ def test_sibench(tmp_path):
     assert scores(exam.items[0], Reading("value", "5"))["mra_vsi"] == .6 and scores(exam.items[0], Reading("value", "6"))["mra_vsi"] == .1 # and with <=
     assert (worth(1, "0"), worth(1, "0.1"), worth(2, "-2"), worth(2, "2")) == (1., 0., 1., 0.)
     assert (worth(3, "three"), worth(3, "3.0"), worth(3, "4"), worth(4, "no."), worth(4, "yes and no"), worth(5, "(C)"), worth(5, "cow")) == (1., 1., 0., 1., 0., 1., 1.)
-    for bad in (dict(type="MC"), dict(input_type="photo"), dict(answer="tall"), dict(type="YN", answer="maybe"), dict(type="Number_Int", answer="2.5")):
+    for bad in (dict(type="MC"), dict(input_type="photo"), dict(answer="None"), dict(answer="tall"), dict(type="YN", answer="maybe"), dict(type="Number_Int", answer="2.5")):
         with pytest.raises(ValueError, match=r"bad.tsv:2: '(type|input_type|answer)' is"): open_exam("sibench", tsv(tmp_path/"bad.tsv", [si(**bad)]))
     with pytest.raises(ValueError, match="has no column 'data_source'"): open_exam("sibench", tsv(tmp_path/"bad.tsv", [{k: v for k, v in si().items() if k != "data_source"}]))
 

@@ -175,6 +175,9 @@ UNSEEN_NUMBERS = [
     ('No objects.', None), ('none', '0'), ('The answer is 4.', '4'), ('4 or 5', None), ('between 4 and 5', None), ('4-5', None), ('2 + 1 = 3', None),
     ('I count 2 cubes and 1 ball, so 3 in total.', None), ('approximately 70 cm', '70 cm'), ('70cm', '70 cm'), ('5 ft 4 in', '1.6256 m'), ('1/2', '0.5'),
     ('half a metre', '0.5 meter'), ('1e3', '1000'), ('٣', '3'), ('三', '3'), ('Ⅲ', None), ('3rd', None), ('50%', None), ('\\boxed{12}', '12'), ('$12$', '12'),
+    ("There are 3 in total.", "3"), ("I count 5 in all", "5"), ("<answer>3 in the picture</answer>", "3"), ("12 in.", "12 in"), ("It is 3 in tall.", "3 in"), ("about 12 in from the wall", "12 in"), # in: inches, or not
+    ('"3"', "3"), ("The answer is '3'.", "3"), ("“4” cubes", "4"), ('He wrote "there are 3"', "3"), ('It is 5".', '5 "'), ("The pole is 6' high", "6 '"), # quotes, or inches and feet
+    ("The distance is approximately 2 feet 6 inches.", "0.762 m"), ("He is 5'4\" tall", "1.6256 m"), ("about 5 feet and 4 inches tall", "1.6256 m"), ("30 cm and 40 cm", None), ("2 feet or 6 inches", None), ("2 m by 3 m", None),
     ('twelve (12)', '12'), ('~3', '3'), ('≈ 2.5 meters', '2.5 meters'), ('x = 3', '3'), ('3!', '3'), ('The distance is 2.5 meters (8.2 feet).', None),
     ('<think>5</think>6', '6'), ('Answer: 7 apples', '7'), ('a dozen', '12'), ('twenty-one', '21'), ('one hundred and five', '105'), ('10^2', None), ('NaN', None),
     ('inf', None), ('3 cubes, 3 balls', None), ('I see a couple of them', None), ('+4', '4'), ('4 m²', '4 m2'), ('2.50', '2.5'), ('-0', '-0'),

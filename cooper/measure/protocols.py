@@ -389,7 +389,7 @@ def _truth(row, rule, column="answer"):
         if word not in ("yes", "no", "1", "0", "true", "false"): raise row.fault(column, "yes or no")
         return "yes" if word in ("yes", "1", "true") else "no"
     number = only_number(said)
-    if number is None: raise row.fault(column, "a number")
+    if number is None or normalise(said) == "none": raise row.fault(column, "a number") # in a reply 'none' is 0; in a file it is a cell that was lost
     if rule == "integer" and number[0] != int(number[0]): raise row.fault(column, "a whole number")
     return said
 

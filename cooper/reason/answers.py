@@ -118,11 +118,13 @@ def _han(text): # '二十三' -> '23'; anything else stays
     tens = _HAN[m[1]] if m[1] else 1
     return str(tens*10 + _HAN.get(m[3], 0) if m[2] else _HAN[m[1] or m[3]])
 
+_QUOTED = re.compile(r"""(?<![\w.])(["'])([^"'\n]*\d)\1""") # "3" is no 3 inches
+
 def digits(text: str) -> str:
     "Lower-case text with number words as digits and LaTeX fractions as a/b."
     text = re.sub(r"\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}", r"\1/\2", text)
     text = _PRONOUN.sub("it", re.sub(r"\ba dozen\b", "dozen", re.sub(r"\bhalf a dozen\b", "6", _han(american(plain(text)))))) # 'the red one' is no number
-    text = _SPELLED.sub(lambda m: _spelled(m[0]) if m[0] != "dozen" else "12", text)
+    text = _QUOTED.sub(r"\2", _SPELLED.sub(lambda m: _spelled(m[0]) if m[0] != "dozen" else "12", text))
     text = re.sub(r"(?<![\w.,])(\d+(?:\.\d+)?) (hundred|thousand|million)\b", lambda m: f"{float(m[1])*_SCALES[m[2]]:.15g}", text)
     text = re.sub(r"\bstep \d+\s*[:.)]", " ", text).strip() # which step it is counts nothing
     text = re.sub(r"\b(?:minus|negative) (?=\d)", "-", re.sub(r"(?<![\d.,])(\d+) \(\1\)", r"\1", text)) # three (3)
@@ -132,7 +134,8 @@ def digits(text: str) -> str:
 # %% ../../nbs/22_answers.ipynb #8371be00
 _AMOUNT = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[-+]?\d+)?|[-+]?\.\d+"
 _NUMBER = rf"(\d+ \d+(?=/)|{_AMOUNT})(?:\s*/\s*({_AMOUNT}))?" # 2 1/2 is one number
-_UNIT = "|".join(sorted(map(re.escape, UNITS), key=len, reverse=True))
+_INCH = r"in(?! (?!(?:tall|high|wide|long|deep|thick|away|apart|across|from|above|below|behind|between|off|by|or|and|to)\b)[a-z])" # not the 'in' of '3 in total'
+_UNIT = "|".join(_INCH if u == "in" else re.escape(u) for u in sorted(UNITS, key=len, reverse=True))
 _WITH_UNIT = rf"{_NUMBER}\s*((?:{_UNIT})(?![a-z]))?" # 3 m, not 3 m of 3 million
 _JUST_A_NUMBER = re.compile(rf"(?:{_NUMBER}\s*(?:{_UNIT})(?![a-z])\s*)*{_WITH_UNIT}")   # every part but the last has its unit
 _ABOUT = re.compile(r"^(?:about|around|approximately|approx\.?|roughly|nearly|almost|some|≈|=|is)\s+", re.I)
@@ -166,7 +169,8 @@ def only_number(
     "The one number of a sentence; None if there is none, more than one, or the sentence denies or leaves it open."
     whole = parse_number(text)
     if whole: return whole
-    found = list(re.finditer(rf"(?<![\w.,/-]){_WITH_UNIT}(?![\w/%]|[,.-]\d|\s*(?:[a-z]+\s*)?/\s*[a-z])", digits(text)))
+    joined = re.sub(rf"(?<=\d)(\s*(?:{_UNIT})) and (?=\d)", r"\1 ", digits(text)) # 5 feet and 4 inches
+    found = list(re.finditer(rf"(?<![\w.,/-])(?:{_NUMBER}\s*(?:{_UNIT})(?![a-z])\s*)*{_WITH_UNIT}(?![\w/%]|[,.-]\d|\s*(?:[a-z]+\s*)?/\s*[a-z])", joined))
     return parse_number(found[0][0]) if len(found) == 1 and not _DOUBT.search(plain(text)) else None
 
 # %% ../../nbs/22_answers.ipynb #68797427
