@@ -263,6 +263,9 @@ def test_parameters_out_of_range_fail_before_anything_runs(name, cls, value):
     ("'grounding_weight' is -0.1", dict(grounding_weight=-.1)), ("'comparing_weight' is 0.3; expected 0 to 0.2, what the others leave", dict(amg_weight=.5, grounding_weight=.3, comparing_weight=.3)),
     ("has a mode 'think'; expected some of direct", dict(mode_weights={"think": 1})),
     ("of direct is -1; expected a number", dict(mode_weights={"direct": -1})), ("of direct is 'much'", dict(mode_weights={"direct": "much"})),
+    ("'lora_also' is 'drawing' without 'lora'", dict(lora_also="drawing")), ("'freeze' and 'lora_also' both name drawing", dict(lora="both", lora_also="drawing", freeze="vision, drawing")),
+    ("'skip_too_long' is True without 'tokens_per_pack'", dict(skip_too_long=True)), ("'strategy' is 'ddp' and 'num_processes' 1", dict(strategy="ddp")),
+    ("'schedule' is 'constant'; expected one of 'cosine', 'constant_with_warmup'", dict(schedule="constant")),
     ("is {'direct': 0}; expected at least one above 0", dict(mode_weights={"direct": 0})), ("'steps' is 0.*'copies' is -1", dict(copies=-1, steps=0))])
 def test_parameters_that_mean_nothing_fail_before_anything_runs(words, changes):
     with pytest.raises(ValueError, match=words): stage("20_sft", SftParameters, **changes)
@@ -387,7 +390,7 @@ def test_told_lengths_are_those_of_the_sequences():
     model, examples = made()
     for i in range(6):
         told = examples.tokens(0, torch.Generator().manual_seed(i))
-        assert told == supervised.token_count(examples.build(0, torch.Generator().manual_seed(i)), model.config.geometry)
+        assert told == supervised.packed_length(examples.build(0, torch.Generator().manual_seed(i)), model.config.geometry)
 
 
 def test_conditions_are_left_out_as_often_as_said_and_targets_never():
