@@ -10,6 +10,7 @@ from cooper.cooperate.grpo import CooperGRPOTrainer, GRPOParameters, RolloutConf
 from cooper.core import NotBuilt
 from cooper.model.engine import Engine
 from cooper.model.sequence import Sequence, pack
+from cooper.perceive.launch import launch
 from cooper.perceive.supervised import newest_whole
 from grpo_house import miniature, room
 
@@ -619,13 +620,15 @@ def shared(parts, world, folder, passes=2):
 TWO = textwrap.dedent("""
     import json, sys
     sys.path.insert(0, "tests")
-    import test_grpo as T, torch
+    import test_grpo as T, torch, yaml
     from pathlib import Path
-    folder = Path(sys.argv[1])
+    from cooper.perceive.launch import Telling
+    folder = Path(yaml.safe_load(open(sys.argv[sys.argv.index("--config") + 1]))["folder"])
     data = [dict(question=f"Is it {i}?", answer="2", picture=str(folder / f"{i}.png"), data_id=f"q{i}") for i in range(4)]
     parts = (*T.miniature(), T.as_dataset(data), folder)
     T.shared(parts, 2, "two", passes=1)["passes"].fit() # stops after a step, and goes on below
     for name, t in T.shared(parts, 2, "two").items():
+        if name == "reuse": t.add_callback(Telling(T.grpo.GRPOCurves.pick))
         t.fit()
         if t.accelerator.is_main_process:
             torch.save(t.model.state_dict(), folder / f"{name}.pt")
@@ -633,14 +636,23 @@ TWO = textwrap.dedent("""
 """)
 
 
-def test_two_processes_do_what_one_does(tmp_path):
-    "The same rollouts, rewards, advantages and, to rounding, the same losses, norms of gradients, metrics and weights; also when the two are stopped and started again."
+SRUN = """#!/bin/bash
+# a machine for each task
+for rank in 0 1; do SLURM_PROCID=$rank "${@: -3}" & done
+wait -n && wait -n || { kill $(jobs -p); exit 1; }
+"""
+
+
+def test_two_processes_do_what_one_does(tmp_path, monkeypatch):
+    """The same rollouts, rewards, advantages and, to rounding, the same losses, norms of gradients, metrics and weights; also when the two are stopped and started
+    again. Launched as on two machines, with an srun that knows only this one; whoever launched them follows the curves."""
     for i in range(4): room(i).save(tmp_path / f"{i}.png")
     (tmp_path / "two.py").write_text(TWO)
-    command = grpo.launch_command(GRPOParameters(processes=2), tmp_path / "unused", port=grpo.free_port())
-    command = [*command[:command.index("-m", 3)], str(tmp_path / "two.py"), str(tmp_path)]
-    r = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, timeout=600)
-    assert r.returncode == 0, r.stderr[-4000:]
+    (tmp_path / "srun").write_text(SRUN); (tmp_path / "srun").chmod(0o755)
+    for name, value in dict(PATH=f"{tmp_path}:{os.environ['PATH']}", PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}", OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="").items():
+        monkeypatch.setenv(name, value)
+    curves = launch("two", dict(folder=str(tmp_path)), 2, "cpu", out=tmp_path / "launch", num_machines=2)
+    assert [s for s, _ in curves.points["tokens"]] == [1] and [s for s, _ in curves.points["grad_norm"]] == [1, 2, 3, 4]
     data = [dict(question=f"Is it {i}?", answer="2", picture=str(tmp_path / f"{i}.png"), data_id=f"q{i}") for i in range(4)]
     for name, t in shared((*miniature(), as_dataset(data), tmp_path), 1, "one").items():
         t.fit()
@@ -658,17 +670,23 @@ def test_two_processes_do_what_one_does(tmp_path):
 
 
 def test_a_step_that_cannot_be_shared_out_is_refused():
-    with pytest.raises(ValueError, match="12 traces is not shared out evenly by 8 processes"): GRPOParameters(prompts_per_step=3, processes=8)
-    with pytest.raises(ValueError, match="'processes' is 3 on 2 machines"): GRPOParameters(processes=3, machines=2, prompts_per_step=3)
+    with pytest.raises(ValueError, match="12 traces is not shared out evenly by 8 processes"): GRPOParameters(prompts_per_step=3, num_processes=8)
+    with pytest.raises(ValueError, match="'num_processes' is 3 on 2 machines"): GRPOParameters(num_processes=3, num_machines=2, prompts_per_step=3)
 
 
-def test_on_several_machines_srun_starts_a_launcher_on_each():
-    command = grpo.launch_command(GRPOParameters(processes=4, machines=2), "out/parameters.yaml", "node1", 1234)
-    assert command[:5] == ["srun", "--nodes", "2", "--ntasks", "2"]
-    assert "--num_processes 4 --num_machines 2" in command[-1] and "--machine_rank $SLURM_PROCID -m cooper.cooperate.grpo" in command[-1] and "node1" in command[-1]
+def test_a_notebook_launches_its_processes_as_the_other_stages_do(tmp_path, monkeypatch):
+    "Every parameter reaches the workers; the curves are those of the workers' own file."
+    def launched(module, params, num_processes, out, curves, num_machines):
+        assert (module, params, num_processes, num_machines, out) == ("cooper.cooperate.grpo", p, 4, 2, tmp_path / "launch")
+        own = grpo.grpo_curves(); own.add(1, tokens=5.); own.save(tmp_path / "curves.json")
+        (tmp_path / "seconds.json").write_text('{"step": 1.5}')
+    monkeypatch.setattr(grpo, "launch", launched)
+    p = GRPOParameters(out=str(tmp_path), num_processes=4, num_machines=2)
+    curves, seconds = grpo.train(p)
+    assert curves.points == {"tokens": [(1, 5.)]} and seconds == {"step": 1.5}
 
 
-def test_the_command_line_trains_and_leaves_a_model(tmp_path):
+def test_the_command_line_trains_and_leaves_a_model(tmp_path, monkeypatch):
     "As `accelerate launch -m cooper.cooperate.grpo --config ...` calls it in each process; killed and started again it goes on."
     from cooper.model.checkpoint import load_model, save_model
     model, processor = miniature()
@@ -679,11 +697,15 @@ def test_the_command_line_trains_and_leaves_a_model(tmp_path):
     given = dict(checkpoint=str(tmp_path / "start"), data=str(tmp_path / "rl.jsonl"), evaluation=str(tmp_path / "rl.jsonl"), out=str(tmp_path / "out"), steps=2,
                  prompts_per_step=1, num_generations=2, max_new_tokens=3, max_turns=2, beta=.1, lora_rank=2, save_steps=1, keep_every=1, map_every=0, eval_questions=1)
     (tmp_path / "parameters.yaml").write_text(json.dumps(given))
+    monkeypatch.setenv("COOPER_ERRORS", str(tmp_path / "errors")), monkeypatch.setenv("COOPER_PROGRESS", str(tmp_path / "progress.jsonl"))
     with pytest.raises(ValueError, match="prompts_per_step"):
         (tmp_path / "wrong.yaml").write_text(json.dumps(given | dict(prompts_per_step=1.5)))
         grpo.main(["--config", str(tmp_path / "wrong.yaml")])
+    assert "'prompts_per_step' is 1.5" in (tmp_path / "errors" / "0.txt").read_text(), "a worker's error reaches whoever launched it"
     grpo.main(["--config", str(tmp_path / "parameters.yaml"), "--steps", "1"])
     grpo.main(["--config", str(tmp_path / "parameters.yaml")])
+    told = [json.loads(line) for line in (tmp_path / "progress.jsonl").read_text().splitlines()]
+    assert [(r["step"], "tokens" in r["logs"]) for r in told if "logs" in r and r["logs"]] == [(1, True), (2, True)], "and so do the curves"
     load_model(tmp_path / "out" / "model")
     assert [s for s, _ in grpo.Curves.load(tmp_path / "out" / "curves.json").points["tokens"]] == [1, 2]
     assert {p.name for p in (tmp_path / "out").iterdir()} >= {"model", "curves.json", "seconds.json", "rollouts", "checkpoint-2"}
@@ -705,7 +727,7 @@ def test_the_job_for_a_cluster_goes_into_the_queue_again_when_it_is_stopped(tmp_
     assert job.wait(20) == 0 and "into the queue again" in job.stdout.read()
     assert (tmp_path / "out" / "told").read_text().split() == ["requeue", "7"]
     asked = (tmp_path / "out" / "asked").read_text()
-    assert "nbs/30_grpo.ipynb" in asked and "-p processes 8 -p machines 2 -p steps 2000" in asked
+    assert "nbs/30_grpo.ipynb" in asked and "-p num_processes 8 -p num_machines 2 -p steps 2000" in asked
 
 
 def test_a_job_whose_notebook_fails_is_not_queued_again(tmp_path):
@@ -879,6 +901,41 @@ def test_trl_is_quiet_without_a_word_in_the_environment(parts):
         warnings.simplefilter("always")
         trainer(parts, "quiet")
     assert not [str(w.message) for w in said if "rollout_func" in str(w.message)]
+
+
+def test_rewards_of_the_notebook_have_options():
+    made = GRPOParameters(rewards=["judge", "length", "test_grpo:letters"], reward_weights=[1., .5, .1],
+                          reward_options=dict(judge=dict(model="data/tiny-cooper", timeout=5.), length=dict(free=10, limit=50))).reward_functions()
+    assert [(f.__name__, f.weight) for f in made] == [("judge", 1.), ("length", .5), ("letters", .1)]
+    assert (made[0].model, made[0].timeout, made[1].free, made[1].limit) == ("data/tiny-cooper", 5., 10, 50)
+    for words, given in {"'length': free is 0 and limit 0": dict(rewards=["length"], reward_weights=[1.]), "has no option 'limits'": dict(reward_options=dict(format=dict(limits=1))),
+                         "'reward_options' holds 'weights'": dict(reward_options=dict(weights=[1., 1., 1.])), "'dtype' is 'float16'": dict(dtype="float16"),
+                         "'dtype' is 'bfloat16' without 'lora_rank'": dict(dtype="bfloat16")}.items():
+        with pytest.raises(ValueError, match=words): GRPOParameters(**given)
+    assert GRPOParameters(dtype="bfloat16", lora_rank=4).dtype == "bfloat16"
+
+
+def test_what_decides_a_reward_is_a_fact_of_the_run_and_patience_is_none(parts):
+    "A run may go on with a judge that is asked more patiently; not with another judge, and not with another limit."
+    from cooper.cooperate.rewards import JudgeReward, LengthReward
+    def facts(limit=50, **judge): return trainer(parts, "facts", rewards=(JudgeReward(**dict(model="data/tiny-cooper") | judge), LengthReward(limit=limit))).settings["rewards"]
+    before = facts()
+    assert before == facts(timeout=90., attempts=9, patience=600., concurrency=2, folder="", endpoint=dict(price=1.), max_unjudged=1.)
+    for other in (dict(model="data/other"), dict(variant="published"), dict(trust_rules=True), dict(max_answer=9), dict(limit=60)): assert facts(**other) != before, other
+
+
+def test_an_evaluation_that_would_ask_some_questions_twice_is_refused():
+    "Where processes do not share the rows out evenly, accelerate fills the last batches with the first rows: groups would come twice, or be torn."
+    import types
+    args = types.SimpleNamespace(per_device_train_batch_size=8, steps_per_generation=1, num_generations=4, num_generations_eval=2, per_device_eval_batch_size=4, world_size=2)
+    grpo.whole_groups(args, 8), grpo.whole_groups(args)
+    with pytest.raises(ValueError, match="9 questions x 2 generations are not shared out evenly by 2 processes in batches of 4: some would be asked twice"): grpo.whole_groups(args, 9)
+    args.world_size = 1
+    grpo.whole_groups(args, 9)
+    args.world_size, args.num_generations_eval = 2, 1
+    kept = grpo.evaluating(args, 5, [{}] * 9, most=4)
+    grpo.whole_groups(args, len(kept))
+    assert len(kept) == 8
 
 
 def test_parameters_of_the_notebook_become_trl_settings(tmp_path):

@@ -229,15 +229,17 @@ def test_what_no_request_would_get_around_stops_the_run(monkeypatch):
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with pytest.raises(HostedError, match="NO_SUCH_KEY is not set"): JudgeReward(model="j@https://example.org/v1", key="NO_SUCH_KEY")
 
-def test_verdicts_are_kept_by_content_and_groups_ask_once(tmp_path):
+def test_verdicts_are_kept_by_content_and_groups_ask_once(tmp_path, monkeypatch):
     group = [trace(says(x)) for x in "22233322"]
+    monkeypatch.setenv("JUDGE_KEY", "a-key-that-nobody-may-see")
     with Rehearsal(by_words) as house:
-        assert judge_at(house, folder=str(tmp_path))(traces=group, **column(8)) == [1.]*3 + [0.]*3 + [1.]*2 and len(house.seen) == 2
-        same = judge_at(house, folder=str(tmp_path))
+        assert judge_at(house, folder=str(tmp_path), key="JUDGE_KEY")(traces=group, **column(8)) == [1.]*3 + [0.]*3 + [1.]*2 and len(house.seen) == 2
+        same = judge_at(house, folder=str(tmp_path), key="JUDGE_KEY")
         assert same(traces=group[::-1], **column(8)) == [1.]*2 + [0.]*3 + [1.]*3 and len(house.seen) == 2
         same(traces=group, **column(8, answer="3"))
         assert len(house.seen) == 4, "another truth is another question"
-    assert not any("j@" in p.read_text() and "Bearer" in p.read_text() for p in tmp_path.rglob("*.json"))
+    kept = [p.read_text() for p in tmp_path.rglob("*") if p.is_file()]
+    assert len(kept) >= 4 and not any("nobody-may-see" in text for text in kept)
 
 def test_many_are_asked_at_once():
     def slow(body): time.sleep(.15); return "True"

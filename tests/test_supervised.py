@@ -10,6 +10,7 @@ from cooper.model.processor import tiny_protocol, train_tokenizer
 from cooper.model.sequence import pack
 from cooper.perceive import supervised
 from cooper.perceive.data import read_amg
+from cooper.perceive.launch import launch
 from cooper.perceive.parts import part_of
 from cooper.perceive.scenes import CLASSES, FAR, NEAR
 from cooper.perceive.supervised import (AmgExamples, AmgParameters, InterleavedExamples, Mixture, SftParameters, SupervisedConfig,
@@ -158,8 +159,8 @@ def test_a_checkpoint_that_does_not_say_what_it_is_of_is_refused(tmp_path):
 
 
 def test_only_whole_checkpoints_are_kept(tmp_path):
-    train(tmp_path, save_steps=1)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-5", "checkpoint-6"]
+    train(tmp_path, save_steps=1, steps=3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-3"]
 
 
 def test_both_losses_are_logged(straight): assert {"ce", "mse"} <= set(straight.curves.points)
@@ -263,6 +264,9 @@ def test_parameters_out_of_range_fail_before_anything_runs(name, cls, value):
     ("'grounding_weight' is -0.1", dict(grounding_weight=-.1)), ("'comparing_weight' is 0.3; expected 0 to 0.2, what the others leave", dict(amg_weight=.5, grounding_weight=.3, comparing_weight=.3)),
     ("has a mode 'think'; expected some of direct", dict(mode_weights={"think": 1})),
     ("of direct is -1; expected a number", dict(mode_weights={"direct": -1})), ("of direct is 'much'", dict(mode_weights={"direct": "much"})),
+    ("'lora_also' is 'drawing' without 'lora'", dict(lora_also="drawing")), ("'freeze' and 'lora_also' both name drawing", dict(lora="both", lora_also="drawing", freeze="vision, drawing")),
+    ("'skip_too_long' is True without 'tokens_per_pack'", dict(skip_too_long=True)), ("'strategy' is 'ddp' and 'num_processes' 1", dict(strategy="ddp")),
+    ("'schedule' is 'constant'; expected one of 'cosine', 'constant_with_warmup'", dict(schedule="constant")),
     ("is {'direct': 0}; expected at least one above 0", dict(mode_weights={"direct": 0})), ("'steps' is 0.*'copies' is -1", dict(copies=-1, steps=0))])
 def test_parameters_that_mean_nothing_fail_before_anything_runs(words, changes):
     with pytest.raises(ValueError, match=words): stage("20_sft", SftParameters, **changes)
@@ -387,7 +391,7 @@ def test_told_lengths_are_those_of_the_sequences():
     model, examples = made()
     for i in range(6):
         told = examples.tokens(0, torch.Generator().manual_seed(i))
-        assert told == supervised.token_count(examples.build(0, torch.Generator().manual_seed(i)), model.config.geometry)
+        assert told == supervised.packed_length(examples.build(0, torch.Generator().manual_seed(i)), model.config.geometry)
 
 
 def test_conditions_are_left_out_as_often_as_said_and_targets_never():
@@ -462,11 +466,17 @@ def test_killed_in_a_loader_worker_goes_on_bit_for_bit(tmp_path):
     assert same(again.model, straight.model) and losses_of(again) == losses_of(straight)
 
 
-@pytest.mark.parametrize("where", ["_save_optimizer_and_scheduler", "_publish", "_save_rng_state"])
-def test_killed_at_any_moment_of_saving_goes_on_bit_for_bit(tmp_path, monkeypatch, where):
-    examples = made()[1].parts[0]
+@pytest.fixture(scope="module")
+def three_steps(tmp_path_factory):
+    "A run that is left alone, and its options."
     options = dict(save_steps=1, max_steps=3, per_device_train_batch_size=1)
-    straight = part_trainer(lively(), tmp_path / "a", examples, **options); straight.fit()
+    straight = part_trainer(lively(), tmp_path_factory.mktemp("three"), made()[1].parts[0], **options); straight.fit()
+    return straight, options
+
+
+@pytest.mark.parametrize("where", ["_save_optimizer_and_scheduler", "_publish", "_save_rng_state"])
+def test_killed_at_any_moment_of_saving_goes_on_bit_for_bit(three_steps, tmp_path, monkeypatch, where):
+    examples, (straight, options) = made()[1].parts[0], three_steps
     original, count = getattr(SupervisedTrainer, where), []
     def dying(self, *a, **k):
         count.append(1)
@@ -568,10 +578,25 @@ def test_two_processes_give_the_losses_of_one(start, tmp_path):
     assert [r["step"] for r in said if "logs" in r][:3] == [1, 2, 3], "what the cell follows"
 
 
-def test_a_failing_worker_fails_the_cell_with_its_own_error(start, tmp_path):
-    p = AmgParameters(checkpoint=str(start), data=str(tmp_path / "nowhere"), num_processes=2, strategy="cpu", out=str(tmp_path / "out"))
-    with pytest.raises(RuntimeError, match=r"cooper.perceive.supervised failed in worker [01] of 2:(?s:.*)FileNotFoundError: .*nowhere/amg.jsonl: no such file"):
-        trained(p, "amg", *load_model(start), supervised.amg_examples, "cooper.perceive.supervised")
+WORKER = """
+import os, time
+from cooper.perceive.launch import telling_errors
+with telling_errors():
+    if os.environ["RANK"] == "1": raise FileNotFoundError("row 7: nowhere.png: no such file")
+    time.sleep(600) # waits for the other
+"""
+
+
+def test_a_failing_worker_fails_the_cell_with_its_own_error(tmp_path, monkeypatch):
+    "The launcher ends the others, and the error is that of the one that failed; a stage tells its own so."
+    (tmp_path / "worker.py").write_text(WORKER)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    with pytest.raises(RuntimeError, match=r"worker failed in worker 1 of 2:(?s:.*)FileNotFoundError: row 7: nowhere.png: no such file$"):
+        launch("worker", {}, 2, "cpu", out=tmp_path / "launch")
+    monkeypatch.setenv("COOPER_ERRORS", str(tmp_path / "errors"))
+    (tmp_path / "run.yaml").write_text("steps: 1.5\n")
+    with pytest.raises(ValueError, match="'steps' is 1.5"): supervised.main(["--config", str(tmp_path / "run.yaml")])
+    assert "'steps' is 1.5" in (tmp_path / "errors/0.txt").read_text()
 
 
 def test_the_average_of_divided_weights_is_that_of_whole_ones():

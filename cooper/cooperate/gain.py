@@ -5,13 +5,13 @@
 # %% ../../nbs/33_gain.ipynb #53f7dc2d
 from __future__ import annotations
 import fcntl, hashlib, html, json, os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
-from ..core import RunRecord, at_least, file_hash, progress, resolve, seed_for, write_jsonl, write_whole
+from ..core import RunRecord, at_least, checked, file_hash, progress, resolve, seed_for, write_jsonl, write_whole
 from .rewards import AccuracyReward, JudgeReward
 from ..model.processor import MODES
 from ..model.traces import Step, Trace
@@ -356,6 +356,7 @@ def main(argv=None): # words of a command line; None: of this one
     "`python -m cooper.cooperate.gain --checkpoint ... --data ... --out ...`, or `--config file.yaml`."
     from trl import TrlParser
     p, = TrlParser(GainParameters).parse_args_and_config(argv)
+    p = checked(GainParameters, asdict(p)) # a file may hold any type
     found = measure_gain(p)
     if found is None: print(f"share {p.share} is done; other shares are not. Run with --share 0/1 once they are, to write {resolve(p.out)/'rl.jsonl'}")
     else: print(f"{found!r}\n{resolve(p.out)/'rl.jsonl'}")

@@ -4,8 +4,7 @@
 
 # %% ../../nbs/32_grpo_trainer.ipynb #c32e9fcc
 from __future__ import annotations
-import copy, html, importlib, io, json, math, shlex, shutil, socket, subprocess, sys, time, warnings
-from collections import deque
+import copy, html, importlib, io, json, math, shutil, time, warnings
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,28 +20,29 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from trl import GRPOConfig, GRPOTrainer, TrlParser
 from trl.trainer.callbacks import SyncRefModelCallback
-from ..core import Curves, NotBuilt, at_least, checked, file_hash, generator, progress, resolve, root, write_whole
+from ..core import Curves, NotBuilt, at_least, checked, file_hash, generator, progress, resolve, write_whole
 from ..model.checkpoint import load_model, quiet, save_model
 from ..model.engine import Engine
 from ..model.modalities import png_bytes
 from ..model.modeling import CooperForConditionalGeneration
-from ..model.sequence import Geometry, Sequence, TextSegment, pack
+from ..model.sequence import Sequence, TextSegment, pack
 from ..model.processor import MODES
 from ..model.traces import Trace
 from .rewards import as_reward_functions
 from ..perceive.data import read_amg
+from ..perceive.launch import Telling, launch, telling_errors
 from ..perceive.metrics import ConfusionMatrix, depth_metrics
 from ..perceive.scenes import CLASSES, load_rendered
-from ..perceive.supervised import AmgExamples, CurveCallback, LatentCache, Stream, WholeCheckpoints, amg_rows
+from ..perceive.supervised import AmgExamples, CurveCallback, LatentCache, Stream, WholeCheckpoints, amg_rows, packed_length
 from ..reason.data import read_rl, rl_row, split_questions
 
 # %% auto #0
-__all__ = ['ORDERS', 'Rollout', 'as_completion', 'token_count', 'by_tokens', 'score_rollouts', 'rl_rows', 'truth_of',
-           'as_dataset', 'PromptSampler', 'RolloutConfig', 'check_config', 'whole_groups', 'grpo_config',
-           'leave_out_unjudged', 'AtBoundaries', 'GRPOCurves', 'StepBar', 'CooperGRPOTrainer', 'through', 'map_quality',
+__all__ = ['ORDERS', 'Rollout', 'as_completion', 'by_tokens', 'score_rollouts', 'rl_rows', 'truth_of', 'as_dataset',
+           'PromptSampler', 'RolloutConfig', 'check_config', 'whole_groups', 'grpo_config', 'leave_out_unjudged',
+           'AtBoundaries', 'GRPOCurves', 'grpo_curves', 'StepBar', 'CooperGRPOTrainer', 'through', 'map_quality',
            'rollout_row', 'rollout_files', 'rollout_table', 'read_rollouts', 'read_group', 'kept_groups', 'Group',
            'sorted_rollouts', 'browse', 'GRPOParameters', 'evaluating', 'spread', 'ask_rows', 'trainer_of',
-           'train_here', 'train', 'launch_command', 'launch', 'free_port', 'main', 'BeforeAfter', 'memory_per_gpu']
+           'train_here', 'train', 'main', 'BeforeAfter', 'memory_per_gpu']
 
 # %% ../../nbs/32_grpo_trainer.ipynb #869871b1
 @dataclass(frozen=True, eq=False)
@@ -71,14 +71,6 @@ def as_completion(
     return Rollout([i for s in before for i in s.ids], ids[:end], mask[:end], logprobs[:end], trace.sequence)
 
 # %% ../../nbs/32_grpo_trainer.ipynb #171a00c7
-def token_count(sequence: Sequence, g: Geometry) -> int:
-    "Tokens of a sequence once packed."
-    def cells(s):
-        if s.view == "vision": cell, x = g.vision_patch, s.pixels
-        else: cell, x = (g.latent_stride, s.pixels) if s.latents is None else (g.latent_patch, s.latents)
-        return (x.shape[1] // cell) * (x.shape[2] // cell)
-    return sum(len(s.ids) if isinstance(s, TextSegment) else cells(s) + 2 for s in sequence.segments)
-
 def by_tokens(lengths: list[int], limit: int) -> list[list[int]]:
     "Neighbours put together, so that number times longest stays within `limit` (a single longer one stands alone)."
     parts = []
@@ -100,7 +92,7 @@ def score_rollouts(
     "Score the sampled tokens of rollouts; each stands in the column of its place in the completion."
     g, device = model.config.geometry, model.device
     logps, entropies = (torch.zeros(len(rollouts), width, device=device) for _ in range(2))
-    for part in by_tokens([token_count(r.sequence, g) for r in rollouts], limit):
+    for part in by_tokens([packed_length(r.sequence, g) for r in rollouts], limit):
         rows = torch.tensor([b for b in part for _ in rollouts[b].sampled], device=device)
         columns = torch.tensor([i for b in part for i in rollouts[b].sampled], device=device)
         batch = pack([rollouts[b].sequence for b in part], g).to(device)
@@ -202,17 +194,24 @@ def check_config(args: GRPOConfig):
     if args.sync_ref_model and not args.beta: raise ValueError("GRPOConfig: sync_ref_model without beta; expected a beta above 0, or there is no reference")
     whole_groups(args)
 
-def whole_groups(args: GRPOConfig, evaluates: bool = False):
-    "ValueError where a group would straddle processes: rewards are functions of whole groups."
+def whole_groups(
+    args: GRPOConfig,
+    asked: int | None = None, # how many questions an evaluation asks; None: there is none
+):
+    "ValueError where a group would straddle processes, for rewards are functions of whole groups; or where an evaluation would ask some questions twice."
     batch = args.per_device_train_batch_size * args.steps_per_generation
     if batch % args.num_generations:
         raise ValueError(f"GRPOConfig: per_device_train_batch_size x steps_per_generation is {args.per_device_train_batch_size} x "
                          f"{args.steps_per_generation} = {batch}; expected a multiple of num_generations, {args.num_generations}, "
                          "or a group would straddle processes")
-    size = args.num_generations_eval or args.num_generations
-    if evaluates and args.per_device_eval_batch_size % size:
+    if asked is None: return
+    size, world = args.num_generations_eval or args.num_generations, args.world_size
+    if args.per_device_eval_batch_size % size:
         raise ValueError(f"GRPOConfig: per_device_eval_batch_size is {args.per_device_eval_batch_size}; expected a multiple of {size}, the generations "
                          "of an evaluation, or a group would straddle batches")
+    if world > 1 and asked * size % (args.per_device_eval_batch_size * world): # accelerate fills the last batches with the first rows
+        raise ValueError(f"GRPOConfig: {asked} questions x {size} generations are not shared out evenly by {world} processes in batches of {args.per_device_eval_batch_size}: "
+                         "some would be asked twice. Expected fewer questions, or another per_device_eval_batch_size; `evaluating` sets both")
 
 # %% ../../nbs/32_grpo_trainer.ipynb #738569fa
 def grpo_config(out, **options) -> GRPOConfig: # any field of GRPOConfig may be given
@@ -251,7 +250,9 @@ class AtBoundaries(TrainerCallback):
 # %% ../../nbs/32_grpo_trainer.ipynb #a84263dd
 class GRPOCurves(CurveCallback):
     "Picks from TRL's many metrics those that go into the figure; names that end alike share a panel."
-    def on_log(self, args, state, control, logs=None, **kw):
+    @staticmethod
+    def pick(logs: dict | None) -> dict:
+        "Names of curves and their values."
         names = {"reward": "total/reward", "traces/finished": "finished/share", "traces/valid": "valid/share", "traces/cut": "cut short/share",
                  "unjudged": "unjudged/share", "frac_reward_zero_std": "groups all alike/share", "text/tokens": "tokens", "entropy": "entropy", "kl": "kl",
                  "grad_norm": "grad_norm", "logp_difference": "logp_difference", "flow_loss": "flow_loss", "eval_reward": "held out/reward"}
@@ -259,8 +260,11 @@ class GRPOCurves(CurveCallback):
             if k.startswith("rewards/") and k.endswith("/mean"): names[k] = k.split("/")[1] + "/reward"
             if k.startswith("drawings/"): names[k] = k.split("/")[1] + "/drawings"
             if k.startswith("maps/"): names[k] = k.split("/")[1]
-        values = {new: logs[k] for k, new in names.items() if isinstance((logs or {}).get(k), (int, float))}
-        if values: self.curves.add(state.global_step, **values)
+        return {new: logs[k] for k, new in names.items() if isinstance((logs or {}).get(k), (int, float))}
+
+def grpo_curves() -> Curves:
+    "The figure of a run, empty."
+    return Curves("GRPO", units={"tokens": "per trace", "drawings": "per trace", "entropy": "nats"}, every=15) # nine panels take a second to draw
 
 class StepBar(TrainerCallback):
     "A progress bar over optimizer steps, with an estimate; the first process shows it."
@@ -290,10 +294,9 @@ class CooperGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         peft_config=None, # of an adapter to train instead of the model
         flow=None): # examples with true maps (`AmgExamples`), for `flow_weight`
         check_config(args)
-        if eval_dataset is not None: whole_groups(args, evaluates=True)
+        if eval_dataset is not None: whole_groups(args, len(eval_dataset))
         self.processor, self.rollout, self.peft_config = processor, rollout or RolloutConfig(), peft_config
-        units = {"tokens": "per trace", "drawings": "per trace", "entropy": "nats"}
-        self.curves = Curves("GRPO", units=units, every=15) # nine panels take a second to draw
+        self.curves = grpo_curves()
         self._scoring, self._recorded_due, self._generated_at = None, False, -1
         budget = (self.rollout.max_new_tokens or processor.protocol["max_new_tokens"]) * (self.rollout.max_turns or processor.protocol["max_turns"])
         args.max_completion_length, asked = budget, (args.beta, args.sync_ref_model)
@@ -317,7 +320,7 @@ class CooperGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         return [{k: v for k, v in row.items() if k != "truth"} for row in rows], *([self.flow.examples] if self.flow else [])
     def facts(self):
         rollout = {k: v for k, v in asdict(self.rollout).items() if k not in ("batch_size", "tokens_per_pass", "keep_every", "map_every")}
-        rewards = {n: asdict(f) if is_dataclass(f) else {} for n, f in zip(self.reward_func_names, self.reward_funcs)}
+        rewards = {n: f.facts() if hasattr(f, "facts") else asdict(f) if is_dataclass(f) else {} for n, f in zip(self.reward_func_names, self.reward_funcs)}
         return super().facts() | rollout | dict(rewards=rewards, adapter=str(self.peft_config))
 
     def _prepare_inputs(self, generation_batch):
@@ -742,17 +745,24 @@ class GRPOParameters:
     mode: list[str] = field(default_factory=lambda: ["cooperate"]); max_new_tokens: int = 0; max_turns: int = 0
     rewards: list[str] = field(default_factory=lambda: ["accuracy", "format", "cooperation"])
     reward_weights: list[float] = field(default_factory=lambda: [1.0, 1.0, 1.0])
+    reward_options: dict = field(default_factory=dict) # see `as_reward_functions`
     per_scene: int = 5; questions: int = 0; eval_questions: int = 24; eval_steps: int = 0
     flow_weight: float = 0.0; flow_data: str = "data/scenes/train/amg.jsonl"; flow_scenes: int = 64; map_every: int = 4
     batch_size: int = 32; save_steps: int = 50; keep_every: int = 4; log_completions: bool = False; report_to: str = "none"; seed: int = 0
-    processes: int = 1; machines: int = 1
+    num_processes: int = 1; num_machines: int = 1
     def __post_init__(self):
         bad = at_least(1, self, "steps prompts_per_step num_generations accumulation steps_per_generation num_iterations per_scene eval_questions flow_scenes "
-                                "batch_size save_steps processes machines")
+                                "batch_size save_steps num_processes num_machines")
         bad += at_least(0, self, "lora_rank beta epsilon_high questions eval_steps flow_weight map_every max_new_tokens max_turns keep_every seed")
-        if self.processes % self.machines: bad.append(f"'processes' is {self.processes} on {self.machines} machines; expected a multiple")
+        if self.num_machines > 0 and self.num_processes % self.num_machines:
+            bad.append(f"'num_processes' is {self.num_processes} on {self.num_machines} machines; expected a multiple")
+        if not 0 < self.learning_rate < 1: bad.append(f"'learning_rate' is {self.learning_rate}; expected more than 0 and less than 1")
+        if self.dtype not in ("float32", "bfloat16"): bad.append(f"'dtype' is {self.dtype!r}; expected float32 or bfloat16")
+        if self.dtype == "bfloat16" and not self.lora_rank: bad.append("'dtype' is 'bfloat16' without 'lora_rank': small steps would be rounded away; expected float32, or an adapter")
+        own = [k for k in ("names", "weights", "num_generations") if k in self.reward_options]
+        if own: bad.append(f"'reward_options' holds {own[0]!r}, which is no option of a reward; see 'rewards', 'reward_weights' and 'num_generations'")
         if bad: raise ValueError("; ".join(bad))
-        self.per_device(self.processes); self.rollout(); self.reward_functions() # refuse what cannot be, before anything runs
+        self.per_device(self.num_processes); self.rollout(); self.reward_functions() # refuse what cannot be, before anything runs
 
 # %% ../../nbs/32_grpo_trainer.ipynb #b127835c
 @patch(as_prop=True)
@@ -761,18 +771,18 @@ def device(self: GRPOParameters) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 @patch
-def per_device(self: GRPOParameters, processes: int) -> int:
+def per_device(self: GRPOParameters, num_processes: int) -> int:
     "Traces of one pass of one process. ValueError where a step cannot be shared out."
-    traces, parts = self.prompts_per_step * self.num_generations, processes * self.accumulation
+    traces, parts = self.prompts_per_step * self.num_generations, num_processes * self.accumulation
     if traces % parts:
         raise ValueError(f"a step of {self.prompts_per_step} prompts x {self.num_generations} generations = {traces} traces is not shared out evenly "
-                         f"by {processes} processes x {self.accumulation} passes; expected a multiple of {parts}")
+                         f"by {num_processes} processes x {self.accumulation} passes; expected a multiple of {parts}")
     return traces // parts
 
 @patch
 def reward_functions(self: GRPOParameters) -> list:
-    "With their weights."
-    return as_reward_functions(self.rewards, self.reward_weights, self.num_generations)
+    "With their weights and options. ValueError for an unknown reward, an option that none of them has, or a judge without a name."
+    return as_reward_functions(self.rewards, self.reward_weights, self.num_generations, **self.reward_options)
 
 @patch
 def engine_options(self: GRPOParameters) -> dict:
@@ -846,6 +856,7 @@ def train_here(p: GRPOParameters):
     "Train in this process, or as one of several that were launched; the first writes curves, seconds and the model below `out`."
     model, processor = load_model(p.checkpoint, p.dtype)
     trainer = trainer_of(p, model, processor)
+    trainer.add_callback(Telling(GRPOCurves.pick))
     trainer.fit()
     if trainer.accelerator.is_main_process:
         out = resolve(p.out)
@@ -855,40 +866,18 @@ def train_here(p: GRPOParameters):
     trainer.accelerator.wait_for_everyone()
 
 def train(p: GRPOParameters) -> tuple[Curves, dict]:
-    "Train, in `p.processes` processes; gives the curves, and seconds per step. The model is in `out/model`."
-    launch(p) if p.processes > 1 else train_here(p)
-    return Curves.load(resolve(p.out) / "curves.json"), json.loads((resolve(p.out) / "seconds.json").read_text(encoding="utf-8"))
+    "Train, in `p.num_processes` processes; gives the curves, and seconds per step. The model is in `out/model`. RuntimeError with a worker's own error if one fails."
+    out = resolve(p.out)
+    if p.num_processes == 1: train_here(p)
+    else: launch("cooper.cooperate.grpo", p, p.num_processes, out=out / "launch", curves=grpo_curves(), num_machines=p.num_machines)
+    return Curves.load(out / "curves.json"), json.loads((out / "seconds.json").read_text(encoding="utf-8"))
 
 # %% ../../nbs/32_grpo_trainer.ipynb #5ae148b5
-def launch_command(p: GRPOParameters, config: Path, host: str = "localhost", port: int = 29500) -> list[str]:
-    "The command line that starts all processes of a run; `config` holds its parameters, `host` is the first machine."
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(p.processes), "--num_machines", str(p.machines),
-               "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_ip", host, "--main_process_port", str(port)]
-    what = ["-m", "cooper.cooperate.grpo", "--config", str(config)]
-    if p.machines == 1: return [*command, "--machine_rank", "0", *what]
-    line = " ".join([*map(shlex.quote, command), "--machine_rank", "$SLURM_PROCID", *map(shlex.quote, what)])
-    return ["srun", "--nodes", str(p.machines), "--ntasks", str(p.machines), "--ntasks-per-node", "1", "bash", "-c", line]
-
-def launch(p: GRPOParameters):
-    "Train in processes of their own and show what they say. RuntimeError if one of them fails."
-    out = resolve(p.out)
-    with write_whole(out / "parameters.yaml") as aside: aside.write_text(json.dumps(asdict(p), indent=1), encoding="utf-8") # JSON is YAML
-    command = launch_command(p, out / "parameters.yaml", socket.gethostname() if p.machines > 1 else "localhost", free_port())
-    with subprocess.Popen(command, cwd=root(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
-        try:
-            said = deque(maxlen=40)
-            for line in running.stdout: said.append(line); print(line, end="", flush=True)
-        except BaseException: running.terminate(); raise
-    if running.returncode: raise RuntimeError(f"GRPO in {p.processes} processes ended with {running.returncode}; it said at last:\n{''.join(said)}")
-
-def free_port() -> int:
-    "A port that nobody listens on."
-    with socket.socket() as s: s.bind(("", 0)); return s.getsockname()[1]
-
 def main(args: list[str] | None = None):
-    "`accelerate launch -m cooper.cooperate.grpo --config parameters.yaml`, or with the parameters as options: `--steps 2000`."
-    p, = TrlParser(GRPOParameters).parse_args_and_config(args)
-    train_here(checked(GRPOParameters, asdict(p))) # a file may hold any type
+    "`accelerate launch -m cooper.cooperate.grpo --config parameters.yaml`; all but `reward_options` may also be an option: `--steps 2000`."
+    with telling_errors():
+        p, = TrlParser(GRPOParameters).parse_args_and_config(args)
+        train_here(checked(GRPOParameters, asdict(p))) # a file may hold any type
 
 # %% ../../nbs/32_grpo_trainer.ipynb #011c3120
 class BeforeAfter:

@@ -4,14 +4,14 @@
 
 # %% ../../nbs/19_launch.ipynb #632266a6
 from __future__ import annotations
-import contextlib, dataclasses, json, os, shutil, signal, socket, subprocess, sys, time, traceback
+import contextlib, dataclasses, json, os, shlex, shutil, signal, socket, subprocess, sys, time, traceback
 from pathlib import Path
 import torch, yaml
 from transformers import TrainerCallback
-from ..core import Curves, progress, resolve, write_whole
+from ..core import Curves, NotBuilt, progress, resolve, write_whole
 
 # %% auto #0
-__all__ = ['LAUNCH', 'launch_file', 'Telling', 'telling_errors', 'launch']
+__all__ = ['LAUNCH', 'launch_file', 'plain_logs', 'Telling', 'telling_errors', 'launch_command', 'launch']
 
 # %% ../../nbs/19_launch.ipynb #103865c0
 LAUNCH = ("cpu", "ddp", "fsdp2", "zero3")
@@ -22,16 +22,19 @@ def launch_file(strategy: str) -> Path:
     return resolve("data/launch") / f"{strategy}.yaml"
 
 # %% ../../nbs/19_launch.ipynb #e7b98da9
+def plain_logs(logs: dict | None) -> dict:
+    "What of a trainer's logs is a number over steps."
+    return {k: v for k, v in (logs or {}).items() if isinstance(v, (int, float)) and k not in ("epoch", "total_flos") and not k.startswith("train_")}
+
 class Telling(TrainerCallback):
     "Writes what the trainer logs, and each step, for whoever launched it."
-    def __init__(self): self.path = os.environ.get("COOPER_PROGRESS")
+    def __init__(self, pick=plain_logs): self.path, self.pick = os.environ.get("COOPER_PROGRESS"), pick # of the logs, what becomes curves
     def _tell(self, state, **row):
         if self.path and state.is_world_process_zero:
             with open(self.path, "a", encoding="utf-8") as f: f.write(json.dumps(dict(step=state.global_step, of=state.max_steps, **row)) + "\n")
     def on_train_begin(self, args, state, control, **kw): self._tell(state)
     def on_step_end(self, args, state, control, **kw): self._tell(state)
-    def on_log(self, args, state, control, logs=None, **kw):
-        self._tell(state, logs={k: v for k, v in (logs or {}).items() if isinstance(v, (int, float)) and k not in ("epoch", "total_flos") and not k.startswith("train_")})
+    def on_log(self, args, state, control, logs=None, **kw): self._tell(state, logs=self.pick(logs))
 
 @contextlib.contextmanager
 def telling_errors():
@@ -44,6 +47,25 @@ def telling_errors():
         raise
 
 # %% ../../nbs/19_launch.ipynb #2ad2fecd
+def launch_command(
+    module: str, # run as `python -m module --config ...` in every process
+    config, # the file that holds its parameters
+    num_processes: int, # on all machines together
+    strategy: str, # see `launch_file`
+    num_machines: int = 1,
+    host: str = "localhost", port: int = 29500, # of the first machine
+) -> list[str]:
+    "The command line that starts all processes. ValueError where the machines would not have equally many."
+    if num_machines < 1 or num_processes % num_machines: raise ValueError(f"launch: num_processes is {num_processes} on {num_machines} machines; expected a multiple")
+    if num_machines > 1 and strategy == "zero3": raise NotBuilt("zero3 on several machines", "fsdp2 divides the weights there, too")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch_file(strategy)), "--num_processes", str(num_processes),
+               "--num_machines", str(num_machines), "--main_process_port", str(port)]
+    what = ["-m", module, "--config", str(config)]
+    if num_machines == 1: return [*command, *what]
+    line = " ".join([*map(shlex.quote, [*command, "--main_process_ip", host]), "--machine_rank", "$SLURM_PROCID", *map(shlex.quote, what)])
+    return ["srun", "--nodes", str(num_machines), "--ntasks", str(num_machines), "--ntasks-per-node", "1", "bash", "-c", line]
+
+# %% ../../nbs/19_launch.ipynb #bf5174a2
 def _free_port():
     with socket.socket() as s: s.bind(("127.0.0.1", 0)); return s.getsockname()[1]
 
@@ -75,18 +97,20 @@ def launch(
     strategy: str = "", # see `launch_file`; default: ddp, or cpu where there is no GPU
     out="outputs/launch", # folder: what the workers were told and said stays in it
     curves: Curves | None = None, # to go on with
+    num_machines: int = 1, # of a SLURM job, this one among them
 ) -> Curves:
-    "Run a module in several processes of this machine and follow it. RuntimeError with the worker's own error if one fails."
+    "Run a module in several processes and follow it. RuntimeError with the worker's own error if one fails."
     cuda, work = torch.cuda.is_available(), resolve(out)
     strategy = strategy or ("ddp" if cuda else "cpu")
     if num_processes < 2: raise ValueError(f"launch: num_processes is {num_processes}; expected at least 2: one process needs no launch")
-    if strategy != "cpu" and num_processes > torch.cuda.device_count():
-        raise ValueError(f"launch: num_processes is {num_processes}; this machine has {torch.cuda.device_count()} GPUs (strategy 'cpu' needs none)")
+    if strategy != "cpu" and num_processes > torch.cuda.device_count() * num_machines:
+        raise ValueError(f"launch: num_processes is {num_processes} on {num_machines} machine(s); this one has {torch.cuda.device_count()} GPUs (strategy 'cpu' needs none)")
+    host, port = socket.gethostname(), _free_port()
+    command = launch_command(module, work / "run.yaml", num_processes, strategy, num_machines, host, port)
+    if not shutil.which(command[0]): raise RuntimeError(f"launch: {command[0]} is not here; several machines are for a job of SLURM, which has it")
     shutil.rmtree(work, ignore_errors=True); (work / "errors").mkdir(parents=True)
     values = dataclasses.asdict(params) if dataclasses.is_dataclass(params) else dict(params)
     (work / "run.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch_file(strategy)), "--num_processes", str(num_processes),
-               "--main_process_port", str(_free_port()), "-m", module, "--config", str(work / "run.yaml")]
     env = os.environ | dict(COOPER_PROGRESS=str(work / "progress.jsonl"), COOPER_ERRORS=str(work / "errors"), COOPER_QUIET="1",
                             OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"), TOKENIZERS_PARALLELISM="false")
     curves, bar = curves or Curves("training"), progress(desc=f"{num_processes} processes")

@@ -17,18 +17,18 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from ..core import Curves, NotBuilt, at_least, checked, decode_picture, generator, in_notebook, progress, read_jsonl, resolve, write_jsonl, write_whole
 from ..model.checkpoint import load_model, save_model
-from ..model.engine import Engine
+from ..model.engine import Engine, token_count
 from ..model.modalities import DepthMap, SegmentMap, modality, png_bytes
 from ..model.modeling import CooperForConditionalGeneration, preset
 from ..model.processor import MODES, CooperProcessor, Resize, to_pixels
 from ..model.sequence import Geometry, PackedBatch, PictureSegment, Sequence, TextSegment, learned_tokens, pack
 from .data import AmgRow, read_amg
-from .launch import LAUNCH, Telling, launch, telling_errors
+from .launch import LAUNCH, Telling, launch, plain_logs, telling_errors
 from .metrics import depth_metrics, metric, segmentation_metrics
 from .parts import LORA, PARTS, add_lora, freeze, merge_lora
 
 # %% auto #0
-__all__ = ['LOADERS', 'CONDITIONS', 'PRESETS', 'Stream', 'Mixture', 'token_count', 'tokens_of', 'id_of', 'each_row', 'Packs',
+__all__ = ['LOADERS', 'CONDITIONS', 'PRESETS', 'Stream', 'Mixture', 'packed_length', 'tokens_of', 'id_of', 'each_row', 'Packs',
            'fresh_cooper', 'Chosen', 'mode_of', 'by_mode', 'flipped', 'LatentCache', 'load_map', 'validity',
            'fill_holes', 'amg_rows', 'AmgExamples', 'Dropout', 'InterleavedExamples', 'SupervisedConfig', 'fingerprint',
            'how_read', 'newest_whole', 'WholeCheckpoints', 'WeightAverage', 'StopAfter', 'CurveCallback', 'targets',
@@ -76,19 +76,16 @@ class Mixture:
     def inner(self): return self.parts
 
 # %% ../../nbs/14_supervised.ipynb #2b5cef09
-def token_count(sequence: Sequence, g: Geometry) -> int:
+def packed_length(sequence: Sequence, geometry: Geometry) -> int:
     "Tokens of a sequence once packed."
-    def cells(s):
-        cell, x = (g.vision_patch, s.pixels) if s.view == "vision" else (g.latent_stride, s.pixels) if s.latents is None else (g.latent_patch, s.latents)
-        return (x.shape[1] // cell) * (x.shape[2] // cell)
-    return sum(len(s.ids) if isinstance(s, TextSegment) else cells(s) + 2 for s in sequence.segments)
+    return sum(token_count(s, geometry) for s in sequence.segments)
 
 def tokens_of(examples, k: int, generator, geometry: Geometry | None = None) -> int:
     "Tokens of the `k`-th example, or at most so many: told by `examples.tokens`, or counted. `generator` is the one it would be built with."
     if hasattr(examples, "tokens"): return examples.tokens(k, generator)
     geometry = geometry or getattr(examples, "geometry", None)
     if geometry is None: raise ValueError(f"{type(examples).__name__} tells no lengths; expected a method `tokens(k, generator)` or an attribute `geometry`")
-    return token_count(examples.build(k, generator), geometry)
+    return packed_length(examples.build(k, generator), geometry)
 
 def id_of(examples, k: int) -> str:
     "What messages call the `k`-th example."
@@ -371,10 +368,10 @@ class InterleavedExamples:
     def contents(self): return [(mode_of(row), row["interleaved_reason"]) for row in self.rows], how_read(self.processor)
     def tokens(self, k, generator=None):
         "Of the `k`-th sequence; counted once."
-        if k not in self._lengths: self._lengths[k] = token_count(self.build(k), self._counting)
+        if k not in self._lengths: self._lengths[k] = packed_length(self.build(k), self._counting)
         return self._lengths[k]
     @property
-    def _counting(self) -> Geometry: # what `token_count` needs to know
+    def _counting(self) -> Geometry: # what `packed_length` needs to know
         if self.latents is not None: return self.latents.model.config.geometry
         return Geometry(self.processor.vision[2], 0, 1, self.processor.clean[2], 0, 0, 0, 0) # then all pictures are pixels
     def build(self, k, generator=None) -> Sequence:
@@ -525,10 +522,10 @@ class StopAfter(TrainerCallback):
 
 class CurveCallback(TrainerCallback):
     "Feeds what the trainer logs into a `Curves` figure."
+    pick = staticmethod(plain_logs)
     def __init__(self, curves: Curves): self.curves = curves
     def on_log(self, args, state, control, logs=None, **kw):
-        values = {k: v for k, v in (logs or {}).items() if isinstance(v, (int, float)) and k not in ("epoch", "total_flos") and not k.startswith("train_")}
-        if values: self.curves.add(state.global_step, **values)
+        if values := self.pick(logs): self.curves.add(state.global_step, **values)
 
 # %% ../../nbs/14_supervised.ipynb #3c0ba77e
 def _of_sample(batch): # of each target: the example it belongs to
@@ -716,6 +713,7 @@ def averaged(self: SupervisedTrainer):
 _PAPER = dict(learning_rate=5e-6, warmup_steps=500, schedule="constant_with_warmup", ema_decay=.995, ema_warmup=False, adam_epsilon=1e-15, batch_size=1,
               tokens_per_pack=10240, skip_too_long=True, freeze="vision", gradient_checkpointing=True, bf16=True, timestep_shift=1.0, mirror=False, in_memory=False, copies=1)
 PRESETS = { # of the two stages; what the published scripts give, and the defaults of theirs that they leave alone
+    # the weights of the sources are published; where they lie is up to you: a default for `data`, to be named when they lie elsewhere
     "AmgParameters": {"tiny": {}, "paper": _PAPER | dict(steps=6000, save_steps=2000,
         data="data/downloads/hypersim:0.45, data/downloads/ade20k:0.5, data/downloads/vkitti:0.05")},
     "SftParameters": {"tiny": {}, "paper": _PAPER | dict(steps=600, save_steps=300, amg_weight=0., grounding_weight=0., comparing_weight=0.,
@@ -774,12 +772,17 @@ class StageParameters:
         bad += at_least(0, self, "warmup_steps stop_after scenes max_objects seed tokens_per_pack timestep_shift workers evaluate_every")
         if not 0 < self.learning_rate < 1: bad.append(f"'learning_rate' is {self.learning_rate}; expected more than 0 and less than 1")
         if not 0 <= self.ema_decay < 1: bad.append(f"'ema_decay' is {self.ema_decay}; expected at least 0 and less than 1")
-        for k, known in (("lora", ("", *LORA)), ("loss_mean", ("token", "sample")), ("schedule", ("cosine", "constant_with_warmup", "linear", "constant")),
+        for k, known in (("lora", ("", *LORA)), ("loss_mean", ("token", "sample")), ("schedule", ("cosine", "constant_with_warmup", "linear")),
                          ("strategy", ("", *LAUNCH))):
             if getattr(self, k) not in known: bad.append(f"'{k}' is {getattr(self, k)!r}; expected one of {', '.join(map(repr, known))}")
         for k in ("freeze", "lora_also"):
             unknown = [n for n in map(str.strip, getattr(self, k).split(",")) if n and n not in PARTS]
             if unknown: bad.append(f"'{k}' names {', '.join(unknown)}; expected some of {', '.join(PARTS)}")
+        named = lambda text: {n.strip() for n in text.split(",") if n.strip()}
+        if self.lora_also and not self.lora: bad.append(f"'lora_also' is {self.lora_also!r} without 'lora'; expected both, or neither: without adapters all parts learn but those of 'freeze'")
+        if both := named(self.freeze) & named(self.lora_also): bad.append(f"'freeze' and 'lora_also' both name {', '.join(sorted(both))}; expected one of them to")
+        if self.skip_too_long and not self.tokens_per_pack: bad.append("'skip_too_long' is True without 'tokens_per_pack'; expected a length that is too long")
+        if self.strategy not in ("", "cpu") and self.num_processes == 1: bad.append(f"'strategy' is {self.strategy!r} and 'num_processes' 1; expected more than one")
         try: Dropout([], self.dropout)
         except (TypeError, ValueError) as e: bad.append(f"'dropout': {e}")
         return bad
