@@ -411,6 +411,40 @@ def test_a_trace_goes_on_with_another_map(small):
     assert engine.run([engine.resumed(back, 2)])[0].answer == "1"
 
 
+@pytest.mark.parametrize("kept, budget, ended, drawn", [
+    (1, dict(max_pictures=0), "pictures", 0), (1, dict(max_turns=1), "turns", 0), (1, dict(max_tokens=7), "tokens", 0), (2, dict(max_turns=1), "turns", 1), (2, dict(max_pictures=1), "pictures", 1),
+    (3, dict(max_pictures=1), "pictures", 1), (3, dict(max_pictures=2, max_turns=3), "answer", 2)])
+def test_a_trace_that_goes_on_has_the_same_budgets(small, kept, budget, ended, drawn):
+    "What its kept steps have spent counts: nothing is drawn or written beyond."
+    engine = asking(small.engine(max_new_tokens=60), DEPTH, SEGMENTS, ANSWER)
+    trace, = engine.run([engine.request(room(0), "Which is closer?", "cooperate")])
+    r = engine.resumed(trace, kept, **budget)
+    again, = engine.run([r])
+    assert (r.ended, len(again.drawn)) == (ended, drawn) and again.steps[:kept] == trace.steps[:kept]
+    assert r.turns <= budget.get("max_turns", 9)
+    if kept == 1: assert len(again.sequence) == len(r.sequence) and again.steps == trace.steps[:1]
+
+
+def test_a_trace_that_goes_on_keeps_its_temperature(small):
+    "Law 2: one trace, one temperature. Words that were given have none."
+    engine = asking(small.engine(max_new_tokens=60, temperature=0.5), DEPTH, ANSWER)
+    trace, = engine.run([engine.request(room(0), "Which is closer?", "cooperate")])
+    with pytest.raises(ValueError, match="recorded at temperature 0.5, and new ones would be at 1; expected the same"): engine.resumed(trace, 2, temperature=0)
+    assert engine.resumed(trace, 0, temperature=2.0).temperature == 2.0
+    perceived, = small.engine(max_new_tokens=2).run([engine.request(room(0), "Which is closer?", "perceive", temperature=0.5)])
+    assert engine.resumed(perceived, 2, temperature=2.0).temperature == 2.0
+
+
+def test_who_is_shut_out_is_done(small):
+    "Nobody waits for ever for what was given up: at work or in the queue."
+    engine = small.engine(batch_size=1, max_new_tokens=6)
+    at_work, waiting = (engine.submit(engine.request(room(i), "Which?", "direct")) for i in range(2))
+    engine.step()
+    engine.shut()
+    assert [(r.done, r.ended, r.phase) for r in (at_work, waiting)] == [(True, "cancelled", "done")] * 2 and engine.cache is None and not engine.step()
+    assert engine.run([engine.request(room(0), "Which?", "direct")])[0].tokens
+
+
 def test_its_own_map_gives_the_same_trace(tiny):
     trace = tiny.ask(ROOMS[0], QUESTIONS[0], "perceive", max_new_tokens=20)
     engine = tiny.engine(max_new_tokens=20)
@@ -464,7 +498,7 @@ def test_drawings_do_not_starve(small):
         while r.drawings == 0 and n < 30:
             while len(engine.queue) < 6: engine.submit(engine.request(room(1), "Which?", "direct", (i,), max_tokens=2 + i % 5)); i += 1
             engine.step(); n += 1
-        engine._shut()
+        engine.shut()
         return n
     assert 10 < strokes(10) < 16 and strokes(1000) == 30
 
@@ -530,7 +564,7 @@ def test_memory_stays_as_it_is(small):
         engine.submit(engine.request(room(i % 7), "Which?", ("direct", "perceive")[i % 10 == 0], (i,)))
         while len(engine.queue) > 3: engine.step()
         if i % 10 == 9: gc.collect(); seen.append(alive())
-    engine._shut()
+    engine.shut()
     assert max(seen[1:]) - min(seen[1:]) < 0.1 * seen[0], seen
 
 

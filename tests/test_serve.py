@@ -1,5 +1,5 @@
 "The server: OpenAI's own client, clients that vanish or send rubbish, limits, paths, tokens, faults and stops."
-import base64, contextlib, io, os, socket, struct, threading, time, zlib
+import base64, contextlib, io, json, os, socket, struct, threading, time, zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx, openai, pytest
@@ -8,9 +8,10 @@ from PIL import Image
 import cooper
 from cooper.core import resolve
 from cooper.present import serve
-from cooper.present.serve import Refused, ServeSettings, Shelf, from_path, main, required_token, serving
+from cooper.present.serve import Refused, ServeSettings, Shelf, _bytes_below, from_path, main, required_token, serving
 
 ROOM, QUESTION = resolve("data/scenes/test/rgb/000014.png"), "How many cubes are there?"
+WEB = httpx.Client(verify=False, trust_env=False, limits=httpx.Limits(max_connections=None, max_keepalive_connections=0)) # certificates, read anew for every call, would take longer than the server
 URL = "data:image/png;base64," + base64.b64encode(ROOM.read_bytes()).decode()
 
 
@@ -32,13 +33,13 @@ def house(co):
 def ask(url=URL, words=QUESTION, **more):
     return dict(model="cooper-direct", messages=[dict(role="user", content=[dict(type="text", text=words), dict(type="image_url", image_url=dict(url=url))])]) | more
 
-def post(house, body, **more): return httpx.post(f"{house[0]}/chat/completions", json=body, timeout=120, **more)
+def post(house, body, **more): return WEB.post(f"{house[0]}/chat/completions", json=body, timeout=120, **more)
 
 def quiet(service, seconds=30):
     "Waits until nothing is on its way, and says whether all was given back."
     end = time.monotonic() + seconds
     while time.monotonic() < end and (service.worker.jobs or service.worker.engine.cache is not None): time.sleep(.02)
-    return not service.worker.jobs and service.worker.held == 0 and service.worker.engine.cache is None and not service.worker.engine.queue
+    return not service.worker.jobs and service.worker.held == service.arriving == 0 and service.worker.engine.cache is None and not service.worker.engine.queue
 
 
 def test_the_official_client(house, co):
@@ -47,7 +48,7 @@ def test_the_official_client(house, co):
     said = client.chat.completions.create(**ask(model="cooper", n=2, temperature=.7, seed=5))
     alone = co.ask(ROOM, QUESTION, seed=5, temperature=.7)
     assert said.choices[0].message.content == (alone.answer or "") and len(said.choices) == 2 and said.usage.completion_tokens >= alone.tokens
-    kept = [httpx.get(f"{house[0]}/traces/{c.trace['id']}").json() for c in said.choices]
+    kept = [WEB.get(f"{house[0]}/traces/{c.trace['id']}").json() for c in said.choices]
     assert [s["text"] for s in kept[0]["steps"] if s["kind"] == "write"] == [s.text for s in alone.written]
     drawn = [s for s in kept[0]["steps"] if s["kind"] == "draw"]
     assert [s["modality"] for s in drawn] == alone.drawn
@@ -87,19 +88,20 @@ RUBBISH = {
     "a text file": ask("data:text/plain;base64,AAAA"), "http": ask("http://169.254.169.254/latest"), "file": ask("file:///etc/passwd"), "url of a list": ask(["x"]),
     "nine pictures": dict(model="cooper", messages=[dict(role="user", content=[*ask()["messages"][0]["content"]]*9)]), "a seed in words": ask(seed="one"),
     "true for a number": ask(n=True), "negative": ask(temperature=-1), "no mode": ask(mode="dream"), "more turns": ask(max_turns=10 ** 6), "zero tokens": ask(max_tokens=0),
+    "a list for a model": ask(model=["cooper"]), "half a letter": ask(words="\ud800?"), "half a letter for a field": ask() | {"\ud800": 1}, "a long number": b'{"seed": ' + b"9" * 5000 + b"}",
     "unknown field": ask(best_of=3), "tools": ask(tools=[{}]), "stream of stones": ask(stream="yes")}
 
 @pytest.mark.parametrize("what", RUBBISH)
 def test_rubbish_is_refused_with_a_sentence(house, what):
     body = RUBBISH[what]
-    answer = httpx.post(f"{house[0]}/chat/completions", timeout=60, **({"content": body} if isinstance(body, bytes) else {"json": body}))
+    answer = WEB.post(f"{house[0]}/chat/completions", timeout=60, content=body if isinstance(body, bytes) else json.dumps(body).encode())
     error = answer.json()["error"]
     assert answer.status_code in (400, 404, 413) and len(error["message"]) > 10 and "Traceback" not in answer.text, answer.text
     assert not house[1].worker.jobs
 
 
 def test_what_is_too_large_or_too_slow_is_not_waited_for(house):
-    assert httpx.post(f"{house[0]}/chat/completions", content=b" " * 2 ** 21).status_code == 413
+    assert WEB.post(f"{house[0]}/chat/completions", content=b" " * 2 ** 21).status_code == 413
     host, port = house[0].removeprefix("http://").removesuffix("/v1").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as s:
         s.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
@@ -119,13 +121,13 @@ def test_two_hundred_clients_of_whom_some_vanish_and_some_send_rubbish(house):
     url, service = house
     def client(i):
         try:
-            if i % 5 == 1: return httpx.post(f"{url}/chat/completions", json=ask(model="cooper"), timeout=.3).status_code # leaves
+            if i % 5 == 1: return WEB.post(f"{url}/chat/completions", json=ask(model="cooper"), timeout=.3).status_code # leaves
             if i % 5 == 2: return post(house, list(RUBBISH.values())[6 + i % 20]).status_code
             if i % 5 == 3:
-                with httpx.stream("POST", f"{url}/chat/completions", json=ask(model="cooper", stream=True), timeout=120) as r:
+                with WEB.stream("POST", f"{url}/chat/completions", json=ask(model="cooper", stream=True), timeout=120) as r:
                     next(r.iter_bytes(), None); return "left" if r.status_code == 200 else r.status_code # after the first word
             body, end = ask(n=1 + i % 2, seed=i), time.monotonic() + 100
-            while (r := post(house, body)).status_code == 429 and time.monotonic() < end: time.sleep(min(1, float(r.headers["retry-after"])))
+            while (r := post(house, body)).status_code == 429 and time.monotonic() < end: time.sleep(.2 * float(r.headers["retry-after"]))
             return r.json() if r.status_code == 200 else r.status_code
         except httpx.TimeoutException: return "left"
     with ThreadPoolExecutor(50) as pool: said = list(pool.map(client, range(200)))
@@ -142,23 +144,56 @@ def test_a_client_that_leaves_takes_its_answer_along(house):
     seen, submit = [], service.worker.engine.submit
     service.worker.engine.submit = lambda r: seen.append(r) or submit(r)
     try:
-        with httpx.stream("POST", f"{url}/chat/completions", json=ask(model="cooper-perceive", stream=True), timeout=60) as r: next(r.iter_lines())
-        with pytest.raises(httpx.ReadTimeout): httpx.post(f"{url}/chat/completions", json=ask(model="cooper-perceive", n=4), timeout=.4)
+        with WEB.stream("POST", f"{url}/chat/completions", json=ask(model="cooper-perceive", stream=True), timeout=60) as r: next(r.iter_lines())
+        with pytest.raises(httpx.ReadTimeout): WEB.post(f"{url}/chat/completions", json=ask(model="cooper-perceive", n=4), timeout=.4)
         assert quiet(service)
     finally: del service.worker.engine.submit
     assert {r.ended for r in seen} == {"cancelled"} and len(seen) == 5, [r.ended for r in seen]
 
 
-def test_a_full_queue_says_come_back(co):
+def hang_up(url, body, cut=None, after=.1):
+    "Sends a request, or a part of it, and is gone."
+    host, port, data = *url.removeprefix("http://").removesuffix("/v1").split(":"), json.dumps(body).encode()
+    with socket.create_connection((host, int(port)), timeout=20) as s:
+        s.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data[:cut])
+        time.sleep(after)
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+def test_whoever_leaves_is_noticed_at_any_moment(house, monkeypatch, capfd):
+    "During the upload, while pictures are decoded, before the first byte of a stream, and while words come faster than anybody looks."
+    url, service = house
+    assert quiet(service)
+    seen, submit, step, picture = [], service.worker.engine.submit, service.worker.engine.step, service._picture
+    monkeypatch.setattr(service.worker.engine, "submit", lambda r: seen.append(r) or submit(r))
+    for cut in (0, 9, 5000): hang_up(url, ask(), cut)
+    monkeypatch.setattr(service, "_picture", lambda *a: time.sleep(.3) or picture(*a))
+    for stream in (True, False): hang_up(url, ask(stream=stream))
+    time.sleep(.5)
+    assert quiet(service) and {(r.ended, r.tokens) for r in seen} <= {("cancelled", 0), ("cancelled", 1)}, [(r.ended, r.tokens) for r in seen]
+    monkeypatch.undo(); seen.clear()
+    monkeypatch.setattr(service.worker.engine, "submit", lambda r: seen.append(r) or submit(r))
+    monkeypatch.setattr(service.worker.engine, "step", lambda: (time.sleep(.05), step())[1])
+    hang_up(url, ask(model="cooper-reason"), after=.3)
+    assert quiet(service) and [r.ended for r in seen] == ["cancelled"]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_full_queue_says_come_back(co, monkeypatch):
     with serving(co, batch_size=1, max_queue=1, max_choices=4) as url:
-        r = httpx.post(f"{url}/chat/completions", json=ask(n=3), timeout=60)
+        r = WEB.post(f"{url}/chat/completions", json=ask(n=3), timeout=60)
         assert r.status_code == 429 and int(r.headers["retry-after"]) >= 1 and "room for 2" in r.json()["error"]["message"]
-        assert httpx.post(f"{url}/chat/completions", json=ask(n=2), timeout=60).status_code == 200
-    with serving(co, max_held_mb=.01) as url: assert "memory" in httpx.post(f"{url}/chat/completions", json=ask(), timeout=60).json()["error"]["message"]
+        assert WEB.post(f"{url}/chat/completions", json=ask(n=2), timeout=60).status_code == 200
+    picture = io.BytesIO(); Image.new("RGB", (500, 500)).save(picture, "PNG")
+    body = ask(data_url(picture.getvalue()))
+    body["messages"][0]["content"] *= 4
+    decoded, real = [], serve.from_data_url
+    monkeypatch.setattr(serve, "from_data_url", lambda *a: decoded.append(1) or real(*a))
+    with serving(co, max_held_mb=1) as url: assert "memory" in WEB.post(f"{url}/chat/completions", json=body, timeout=60).json()["error"]["message"] and len(decoded) == 2, "it is counted as it is decoded"
+    with serving(co, max_held_mb=.01) as url: assert "memory" in WEB.post(f"{url}/chat/completions", json=ask(), timeout=60).json()["error"]["message"]
 
 
 def test_an_answer_has_a_deadline(co):
-    with serving(co, max_seconds=.01) as url: assert httpx.post(f"{url}/chat/completions", json=ask(model="cooper-perceive"), timeout=60).status_code == 504
+    with serving(co, max_seconds=.01) as url: assert WEB.post(f"{url}/chat/completions", json=ask(model="cooper-perceive"), timeout=60).status_code == 504
 
 
 def test_a_fault_of_the_engine_is_told_and_survived(house, capfd):
@@ -168,16 +203,23 @@ def test_a_fault_of_the_engine_is_told_and_survived(house, capfd):
     try: r = post(house, ask())
     finally: del service.worker.engine.step
     assert r.status_code == 500 and "secret" not in r.text and "secret" in capfd.readouterr().err
+    strokes = iter(range(3))
+    def half_way(): next(strokes, None) is not None or (_ for _ in ()).throw(ValueError("secret of the inside")); return step()
+    service.worker.engine.step = half_way
+    try:
+        with pytest.raises(openai.APIError, match="its own log says why"):
+            for _ in openai.OpenAI(base_url=url, api_key="none", max_retries=0).chat.completions.create(**ask(model="cooper-reason", stream=True)): pass
+    finally: del service.worker.engine.step
     assert post(house, ask()).status_code == 200 and quiet(service)
 
 
 def test_a_server_that_is_told_to_stop_finishes_what_it_began(co):
     with ThreadPoolExecutor(1) as pool:
         with serving(co) as url:
-            answer = pool.submit(httpx.post, f"{url}/chat/completions", json=ask(model="cooper-perceive"), timeout=60)
-            while "cooper_answers 1.0" not in httpx.get(f"{url.removesuffix('/v1')}/metrics").text: time.sleep(.01)
+            answer = pool.submit(WEB.post, f"{url}/chat/completions", json=ask(model="cooper-perceive"), timeout=60)
+            while "cooper_answers 1.0" not in WEB.get(f"{url.removesuffix('/v1')}/metrics").text: time.sleep(.01)
         assert answer.result().status_code == 200
-    with pytest.raises(httpx.ConnectError): httpx.get(f"{url}/models")
+    with pytest.raises(httpx.ConnectError): WEB.get(f"{url}/models")
     assert not any(t.name == "cooper-engine" and t.is_alive() and not t.daemon for t in threading.enumerate())
 
 
@@ -193,6 +235,10 @@ def test_paths_stay_below_the_root(tmp_path):
     for bad in ("link.png", "up/room.png", "../out/room.png", str(outside/"room.png"), f"file://{outside}/room.png", "../inner/room.png", "pipe.png", "", ".", "room.png\0", "x" * 5000,
                 "file://localhost/etc/passwd", "..%2fout%2froom.png", "FILE:///etc/passwd", "~/room.png"):
         with pytest.raises(Refused, match="there is no picture at that path"): from_path(bad, settings)
+    assert _bytes_below(inside, ("room.png",), 10 ** 6) == ROOM.read_bytes()
+    for names in (("link.png",), ("up", "room.png"), ("pipe.png",), ()): # as if they had been put there after the check
+        with pytest.raises(OSError): _bytes_below(inside, names, 10 ** 6)
+    with pytest.raises(OSError, match="too large"): _bytes_below(inside, ("room.png",), 99)
 
 
 def test_a_token_is_asked_for(co):
@@ -201,20 +247,21 @@ def test_a_token_is_asked_for(co):
     with serving(co, token="s3cret") as url:
         for shown in (None, "Bearer wrong", "Bearer s3crét", "s3cret", "Bearer s3cret"):
             headers = {"Authorization": shown.encode("latin-1")} if shown else {}
-            for r in (httpx.get(f"{url}/models", headers=headers), httpx.get(f"{url}/traces/x", headers=headers), httpx.post(f"{url}/chat/completions", json=ask(), headers=headers, timeout=60)):
+            for r in (WEB.get(f"{url}/models", headers=headers), WEB.get(f"{url}/traces/x", headers=headers), WEB.post(f"{url}/chat/completions", json=ask(), headers=headers, timeout=60)):
                 assert (r.status_code == 401) == (shown != "Bearer s3cret") and "s3cret" not in r.text
-        assert httpx.get(url.removesuffix("/v1") + "/health").json() == {"status": "ok"}
+        assert WEB.get(url.removesuffix("/v1") + "/health").json() == {"status": "ok"}
 
 
 def test_a_page_of_another_name_for_this_address_is_refused(house):
-    assert httpx.get(f"{house[0]}/models", headers={"Host": "evil.example"}).status_code == 400
+    assert WEB.get(f"{house[0]}/models", headers={"Host": "evil.example"}).status_code == 400
+    assert WEB.get(f"{house[0]}/models", headers={"Host": "[::1]:8000"}).status_code == 200
 
 
 def test_what_is_counted(house):
     assert post(house, ask()).status_code == 200
-    text = httpx.get(f"{house[0].removesuffix('/v1')}/metrics").text
+    text = WEB.get(f"{house[0].removesuffix('/v1')}/metrics").text
     assert 'cooper_requests_total{status="200"}' in text and "cooper_seconds_bucket" in text and "cooper_answers 0.0" in text
-    assert httpx.get(f"{house[0]}/traces/none").status_code == 404 and httpx.get(f"{house[0]}/nothing").json()["error"]["message"] == "Not Found"
+    assert WEB.get(f"{house[0]}/traces/none").status_code == 404 and WEB.get(f"{house[0]}/nothing").json()["error"]["message"] == "Not Found"
 
 
 def test_the_command_says_what_is_wrong(capsys, monkeypatch):

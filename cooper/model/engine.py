@@ -515,7 +515,7 @@ def run(self: Engine, requests: list[Request], show_progress: bool = False) -> l
             going = [r for r in left if not r.done]
             if bar: bar.update(len(left) - len(going))
             left = going
-    except BaseException: self._shut(); raise
+    except BaseException: self.shut(); raise
     return [self._trace(r) for r in requests]
 
 # %% ../../nbs/09_engine.ipynb #25245275
@@ -567,7 +567,8 @@ def _free(self: Engine) -> int: # bytes of a GPU: what the driver can give, and 
 
 @patch(as_prop=True)
 def _held(self: Engine) -> int: # bytes of the open store
-    return self.cache.store.numel() * self.cache.store.element_size() if self.cache is not None else 0
+    cache = self.cache # another thread may drop it
+    return cache.store.numel() * cache.store.element_size() if cache is not None else 0
 
 @patch
 def _place_bytes(self: Engine, context): # of a place with its slots for guidance
@@ -591,7 +592,7 @@ def _fits(self: Engine, r):
 @patch
 def _open(self: Engine, most: int | None = None):
     "Take the store: as many places as are wanted and fit, each for the longest request that waits."
-    context = self.context or max(r.needed for r in self.queue)
+    context = self.context or max(r.needed for r in list(self.queue)) # another thread may submit
     fit = self._room / self._place_bytes(context)
     if fit < 1: raise NoRoom(f"a place of {context} tokens takes {_gib(self._place_bytes(context))} of keys and values, and there are {_gib(self._room)}")
     n = int(min(self.batch_size, fit, most or math.inf))
@@ -609,8 +610,9 @@ def _drop(self: Engine):
     self._latents.clear() # weights may change before the next request comes
 
 @patch
-def _shut(self: Engine):
-    "Give up: requests that are still here are forgotten."
+def shut(self: Engine):
+    "Give up: requests that are still here end as they are, no event tells of it, and the store is given back."
+    for r in [*self.active.values(), *self.queue]: r.done, r.ended, r.canvas, r.logits = True, "cancelled", None, None
     self.queue.clear(); self._faults.clear(); self._drop()
 
 # %% ../../nbs/09_engine.ipynb #7a5c1ce7
@@ -628,6 +630,7 @@ def _enter(self: Engine):
 @patch
 def _begin(self: Engine, r: Request, slot: int):
     self.places[slot], r.slot, r.began = r, slot, time.perf_counter()
+    if spent := self._spent(r): return self._end(r, spent) # it goes on from a trace, and has no budget left
     r.history = [self._with_latents(s) for s in r.sequence.segments]
     r.pending = list(r.history)
     if not r.wants: self._next(r)
@@ -803,13 +806,18 @@ def _turn(self: Engine, r: Request) -> tuple: # text, was it cut off?, what is n
     return text, truncated, rest
 
 @patch
+def _spent(self: Engine, r: Request) -> str: # the budget that forbids what would come next, a map if it wants one, else words; "": none
+    return ("turns" if r.turns >= r.max_turns else "pictures" if r.wants and r.max_pictures is not None and r.drawings >= r.max_pictures
+            else "tokens" if r.max_tokens is not None and r.tokens >= r.max_tokens else "")
+
+@patch
 def _close(self: Engine, r: Request):
     text, truncated, rest = self._turn(r)
     turn, asks = parse_turn(text), False
     if r.mode == "cooperate" and turn.answer is None and not truncated: asks = turn.request in self.protocol["modalities"]
-    spent = ("turns" if r.turns >= r.max_turns else "pictures" if r.max_pictures is not None and r.drawings >= r.max_pictures
-             else "tokens" if r.max_tokens is not None and r.tokens >= r.max_tokens else "")
-    if asks and not spent: r.wants, r.pending = turn.request, [TextSegment(rest)]; return # the end token is read before the drawing begins
+    if asks: r.wants = turn.request
+    spent = self._spent(r)
+    if asks and not spent: r.pending = [TextSegment(rest)]; return # the end token is read before the drawing begins
     answered = not truncated and read_answer(text, r.mode)[0] is not None
     self._end(r, "tokens" if truncated else "answer" if answered else spent if asks else "nothing asked", answered)
 
@@ -903,7 +911,7 @@ def resumed(self: Engine, trace: Trace,
     on_event: Callable | None = None,
     **budgets,
 ) -> Request:
-    "A request that begins where a trace was after so many steps. ValueError if the trace is not one of this protocol."
+    "A request that begins where a trace was after so many steps; what these have spent counts. ValueError if the trace is not one of this protocol or temperature."
     if not 0 <= steps < len(trace.steps):
         raise ValueError(f"resumed: steps is {steps!r}; expected 0 to {len(trace.steps) - 1}, the trace has {len(trace.steps)}")
     r = self.request(trace.pictures, trace.question, trace.mode, seed, given, on_event, **budgets)
@@ -915,6 +923,9 @@ def resumed(self: Engine, trace: Trace,
         if s.kind == "write" and (len(kept) <= at or getattr(kept[at], "ids", None) != s.ids):
             raise ValueError("resumed: steps and sequence of the trace differ")
         at += 1 if s.kind == "write" else len(modality(s.modality, self.protocol).views) + (trace.mode == "cooperate")
+    t = self.temperature if r.temperature is None else r.temperature
+    if (t or 1.0) != trace.temperature and any(any(s.sampled) for s in trace.steps[:steps] if s.kind == "write"):
+        raise ValueError(f"resumed: the words that are kept were recorded at temperature {trace.temperature:g}, and new ones would be at {t or 1.0:g}; expected the same: a trace has one")
     drawn, asked = sum(s.kind == "draw" for s in trace.steps[:steps]), sum(s.kind == "write" for s in trace.steps[:steps])
     if asked > drawn: r.wants = parse_turn(trace.steps[steps - 1].text).request
     r.todo = r.todo[asked:]

@@ -8,14 +8,14 @@ __all__ = ['LOOPBACK', 'TOKEN', 'KINDS_OF_ERROR', 'FORMATS', 'HARMLESS', 'NEUTRA
            'Worker', 'trace_row', 'Shelf', 'words_of', 'Metrics', 'Service', 'create_app', 'serving', 'main']
 
 # %% ../../nbs/62_serve.ipynb #7912a549
-import asyncio, base64, binascii, contextlib, hmac, html, io, json, os, queue, sys, threading, time, uuid
+import asyncio, base64, binascii, contextlib, hmac, html, io, json, math, os, queue, stat, sys, threading, time, uuid
 from collections import OrderedDict
 from dataclasses import dataclass, field, fields
 from typing import Callable
 from PIL import Image
 from ..core import encode_picture, resolve
 from ..model.checkpoint import load_model
-from ..model.engine import Cooper, Engine, NoRoom, token_count
+from ..model.engine import Cooper, Engine, token_count
 from ..model.modalities import DepthMap, MODES
 from ..model.processor import read_picture
 from ..model.traces import Trace
@@ -114,6 +114,16 @@ def from_data_url(
     return _decoded(data, settings, place)
 
 # %% ../../nbs/62_serve.ipynb #f44603d0
+def _bytes_below(root, names, most) -> bytes: # of a file; no link is followed any more: one that is put there after the check leads nowhere
+    with contextlib.ExitStack() as stack:
+        enter = lambda *a, **k: (at := os.open(*a, **k), stack.callback(os.close, at))[0]
+        at = enter(root, os.O_RDONLY)
+        for name in names: at = enter(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=at)
+        if not stat.S_ISREG(os.fstat(at).st_mode): raise OSError("no file") # a pipe or a device would never end
+        with open(at, "rb", closefd=False) as file: data = file.read(most + 1)
+    if len(data) > most: raise OSError("too large")
+    return data
+
 def from_path(
     path: str,             # absolute or relative to the root, with or without 'file://'
     settings: ServeSettings,
@@ -125,9 +135,8 @@ def from_path(
     root = resolve(settings.root).resolve()
     try:
         file = (root / path.removeprefix("file://")).resolve(strict=True) # all links followed; an absolute path replaces the root
-        if not file.is_relative_to(root) or not file.is_file(): raise outside # a pipe or a device would never end
-        if file.stat().st_size > settings.max_body_mb * 2 ** 20: raise outside
-        data = file.read_bytes()
+        if not file.is_relative_to(root): raise outside
+        data = _bytes_below(root, file.relative_to(root).parts, int(settings.max_body_mb * 2 ** 20))
     except (OSError, ValueError, RuntimeError): raise outside from None
     return _decoded(data, settings, place)
 
@@ -169,6 +178,10 @@ def _value(body, name, kinds, default, low=None, high=None):
         raise Refused(400, f"{name} is {value!r:.60}; expected {words}" + (f" from {low} to {high}" if low is not None else ""), name)
     return value
 
+def _is_text(words): # JSON can spell what is no text
+    try: return words.encode() is not None
+    except UnicodeEncodeError: return False
+
 def _parts(message, place, settings): # -> words, [(place, url)]
     content = message.get("content")
     if isinstance(content, str): return content, []
@@ -208,9 +221,10 @@ def read_chat(
     unknown = sorted(set(body) - HARMLESS - set(NEUTRAL) - FIELDS - set(OURS))
     if unknown: raise Refused(400, f"{', '.join(map(repr, unknown)):.200}: unknown; beside OpenAI's fields there are {', '.join(OURS)}", unknown[0][:60])
     models, model = model_modes(settings.name), body.get("model")
-    if model not in models: raise Refused(404, f"model is {model!r:.60}; expected one of {', '.join(models)}", "model")
+    if not isinstance(model, str) or model not in models: raise Refused(404, f"model is {model!r:.60}; expected one of {', '.join(models)}", "model")
     question, pictures = _message(body, settings)
     if not question.strip(): raise Refused(400, "messages[0].content holds no words; expected a question", "messages[0].content")
+    if not _is_text(question): raise Refused(400, "messages[0].content holds half of a pair of surrogates; expected text", "messages[0].content")
     if len(question) > settings.max_words: raise Refused(400, f"the question has {len(question)} characters; expected at most {settings.max_words}", "messages[0].content")
     if len(pictures) > settings.max_pictures: raise Refused(400, f"there are {len(pictures)} pictures; expected at most {settings.max_pictures}", "messages[0].content")
     mode = _value(body, "mode", str, models[model])
@@ -285,7 +299,7 @@ class Worker:
         return job
     def stop(self):
         "Cancel what is left, and end the thread."
-        self.stopping = True
+        with self.lock: self.stopping = True # from here on nobody gets in
         for job in list(self.jobs): job.cancel()
         self.inbox.put(None)
         self.thread.join(60)
@@ -306,6 +320,7 @@ class Worker:
             try:
                 job.build(self.engine)
                 for r in job.requests: self.engine.submit(r)
+            except ValueError as e: self._over(job, Refused(400, str(e)[:500]))
             except Exception as e: self._over(job, e)
             if job.cancelled: job.cancel() # it was cancelled while it was built
     def _over(self, job, error):
@@ -313,7 +328,7 @@ class Worker:
         job.left = 0
         job.tell("failed", 0, error)
     def _fail(self, error):
-        self.engine._shut()
+        self.engine.shut()
         for job in list(self.jobs):
             if job.requests: self._over(job, error)
 
@@ -394,30 +409,45 @@ class Service:
         self.worker = Worker(co.engine(batch_size=s.batch_size, thought=s.thought), s.batch_size + s.max_queue, s.max_held_mb * 2 ** 20)
         self.shelf = Shelf(s.keep_traces, s.keep_traces_mb)
         self.metrics = Metrics(self.worker, self.shelf)
-        self.readers, self.arriving = asyncio.Semaphore(s.max_readers), 0 # bytes of bodies
+        self.readers, self.arriving = asyncio.Semaphore(s.max_readers), 0 # bytes of bodies, and of pictures that are being decoded
 
-    async def body(self, request) -> dict:
-        "The JSON of a request, within its size and its time. Refused: 400, 408, 413."
+    @contextlib.contextmanager
+    def counted(self):
+        "Counts what a request brings, until it is with the worker or refused. Yields a function of more bytes. Refused: 429."
+        mine = 0
+        def more(n):
+            nonlocal mine
+            mine += n; self.arriving += n
+            self.worker.room(0, self.arriving)
+        try: yield more
+        finally: self.arriving -= mine
+
+    async def body(self, request, more: Callable) -> dict:
+        "The JSON of a request, within its size and its time. Refused: 400, 408, 413, 429."
         limit = int(self.settings.max_body_mb * 2 ** 20)
         too_large = Refused(413, f"the body is larger than {self.settings.max_body_mb:g} MB")
-        if int(n if (n := request.headers.get("content-length", "0")).isdigit() else 0) > limit: raise too_large
+        if int(n if (n := request.headers.get("content-length", "0")).isdecimal() else 0) > limit: raise too_large
         data = bytearray()
         try:
             async with asyncio.timeout(self.settings.read_seconds):
                 async for part in request.stream():
-                    data += part; self.arriving += len(part)
+                    data += part
                     if len(data) > limit: raise too_large
-                    self.worker.room(0, self.arriving)
+                    more(len(part))
         except TimeoutError: raise Refused(408, f"the body did not arrive within {self.settings.read_seconds:g} s") from None
-        finally: self.arriving -= len(data)
         try: return json.loads(data, parse_constant=_no_constant)
         except RecursionError: raise Refused(400, "the body is nested too deeply") from None
         except ValueError as e: raise Refused(400, f"the body is no JSON: {e}"[:200]) from None
 
-    def pictures(self, chat: Chat) -> list:
-        "The pictures of a request, decoded. Refused (400) names the place."
-        return [from_data_url(url, self.settings, place) if url[:5].lower() == "data:" else self._by_path(url, place) for place, url in chat.pictures]
-    def _by_path(self, url, place):
+    async def pictures(self, chat: Chat, more: Callable) -> list:
+        "The pictures of a request, decoded in another thread. Refused (400) names the place; 429."
+        out = []
+        for place, url in chat.pictures:
+            out.append(await asyncio.to_thread(self._picture, url, place))
+            more(out[-1].width * out[-1].height * 3)
+        return out
+    def _picture(self, url, place):
+        if url[:5].lower() == "data:": return from_data_url(url, self.settings, place)
         scheme = url.partition("://")[0].lower() if "://" in url[:20] else ""
         if scheme not in ("", "file"): raise Refused(400, f"{place}: {scheme}:// is not fetched; expected the picture as data:image/...;base64,", place)
         return from_path(url, self.settings, place)
@@ -425,8 +455,9 @@ class Service:
     async def read(self, request) -> tuple: # Chat, its pictures
         "Read a request. Refused: 400, 404, 408, 413, 429, 503."
         self.worker.room() # no need to read what has no place
-        chat = read_chat(await self.body(request), self.settings, self.protocol)
-        async with self.readers: return chat, await asyncio.to_thread(self.pictures, chat)
+        with self.counted() as more:
+            chat = read_chat(await self.body(request, more), self.settings, self.protocol)
+            async with self.readers: return chat, await self.pictures(chat, more)
     def send(self, chat: Chat, pictures: list) -> tuple: # Job, asyncio.Queue of what it tells
         "Hand a request to the worker. Refused: 429, 503."
         told, loop = asyncio.Queue(), asyncio.get_running_loop()
@@ -434,10 +465,11 @@ class Service:
             with contextlib.suppress(RuntimeError): loop.call_soon_threadsafe(told.put_nowait, what) # the loop is closed: nobody listens
         return self.worker.submit(Job(chat, pictures, tell)), told
 
-    def finished(self, k: int, event, id: str) -> dict:
-        "A choice of the answer; its trace goes onto the shelf."
-        self.metrics.count(event.trace)
-        self.shelf.put(trace_row(event.trace, id=id), f"<!doctype html><meta charset=utf-8><title>{html.escape(id)}</title>{event.trace._repr_html_()}")
+    async def finished(self, k: int, event, id: str) -> dict:
+        "A choice of the answer; its trace goes onto the shelf. Its pictures are encoded in another thread."
+        page = lambda: f"<!doctype html><meta charset=utf-8><title>{html.escape(id)}</title>{event.trace._repr_html_()}"
+        row, shown = await asyncio.to_thread(lambda: (trace_row(event.trace, id=id), page()))
+        self.metrics.count(event.trace); self.shelf.put(row, shown)
         return _choice(k, event.trace, event.request, id)
     def prompt_tokens(self, job: Job) -> int:
         "Tokens of the prompt, pictures included."
@@ -448,20 +480,20 @@ from fastcore.basics import patch
 
 def _status(error): # what an exception of the worker means to a client
     if isinstance(error, Refused): return error
-    if isinstance(error, (NoRoom, ValueError)): return Refused(400, str(error)[:500])
     print(f"cooper_serve: {type(error).__name__}: {error}", file=sys.stderr)
     return Refused(500, "the server could not answer; its own log says why") # nothing of its inside goes to strangers
 
 @patch
 async def events(self: Service, job: Job, told: asyncio.Queue, started: float, gone=None):
     "Yields (choice number, Event) until all answers are finished. Refused: 504, or what failed. `gone`: async, has the client left?"
-    left = job.chat.n
+    left, looked = job.chat.n, -math.inf
     while left:
+        if gone and time.monotonic() - looked > .5: # however fast the words come
+            looked = time.monotonic()
+            if await gone(): return
         if time.monotonic() - started > self.settings.max_seconds: raise Refused(504, f"there was no answer within {self.settings.max_seconds:g} s")
         try: what, k, value = await asyncio.wait_for(told.get(), .5)
-        except TimeoutError:
-            if gone and await gone(): return
-            continue
+        except TimeoutError: continue
         if what == "failed": raise _status(value)
         left -= value.kind == "finished"
         yield k, value
@@ -472,7 +504,7 @@ async def whole(self: Service, job: Job, told: asyncio.Queue, started: float, go
     id, choices, traces = f"chatcmpl-{uuid.uuid4().hex}", {}, []
     try:
         async for k, event in self.events(job, told, started, gone):
-            if event.kind == "finished": choices[k] = self.finished(k, event, f"{id}-{k}"); traces.append(event.trace)
+            if event.kind == "finished": choices[k] = await self.finished(k, event, f"{id}-{k}"); traces.append(event.trace)
     finally:
         if len(choices) < job.chat.n: job.cancel()
     if len(choices) < job.chat.n: return None
@@ -497,7 +529,7 @@ async def chunks(self: Service, job: Job, told: asyncio.Queue, started: float):
         async for k, event in self.events(job, told, started):
             if choice := _delta(k, event): yield send(choices=[choice])
             if event.kind != "finished": continue
-            choice = self.finished(k, event, f"{head['id']}-{k}")
+            choice = await self.finished(k, event, f"{head['id']}-{k}")
             traces.append(event.trace)
             yield send(choices=[dict(index=k, delta=dict(content=choice["message"]["content"]), finish_reason=None)])
             yield send(choices=[dict(index=k, delta={}, finish_reason=choice["finish_reason"], trace=choice["trace"])])
@@ -515,27 +547,40 @@ def create_app(co: Cooper, settings: ServeSettings, token: str = ""):
     from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
     from starlette.exceptions import HTTPException
     from starlette.middleware.trustedhost import TrustedHostMiddleware
+    from starlette.requests import ClientDisconnect
     service = Service(co, settings)
+
+    class Stream(StreamingResponse):
+        "Ends with its client: also one that was gone before the first word, or that does not read."
+        def __init__(self, job, words): super().__init__(words, media_type="text/event-stream", headers={"Cache-Control": "no-store"}); self.job = job
+        async def __call__(self, *where):
+            try:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(settings.max_seconds + settings.read_seconds): await super().__call__(*where)
+            finally: self.job.cancel()
 
     @contextlib.asynccontextmanager
     async def lifespan(app):
         yield
         await asyncio.to_thread(service.worker.stop)
-    def shown(request: Request):
+    async def shown(request: Request):
         given = request.headers.get("authorization", "")
         if token and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()): raise Refused(401, "the token is missing or wrong; expected Authorization: Bearer ...")
     app = FastAPI(lifespan=lifespan, openapi_url=None)
     app.state.service, guarded = service, [Depends(shown)]
-    if settings.host in ("127.0.0.1", "localhost") and not token: # or a page in a browser could ask through a name of its own for this address
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
+    if settings.host in LOOPBACK and not token: # or a page in a browser could ask through a name of its own for this address
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
 
     @app.exception_handler(Refused)
     async def refused(request, e):
         if request.url.path == "/v1/chat/completions": service.metrics.requests.labels(str(e.status)).inc()
         unread = {"Connection": "close"} if e.status in (408, 413, 429, 503) else {} # the rest of its body is of no use
-        return JSONResponse(e.body(), e.status, headers=unread | ({"Retry-After": str(e.retry_after)} if e.retry_after else {}))
+        return Response(json.dumps(e.body()), e.status, media_type="application/json", headers=unread | ({"Retry-After": str(e.retry_after)} if e.retry_after else {}))
     @app.exception_handler(HTTPException)
     async def unknown(request, e): return JSONResponse({"error": dict(message=str(e.detail), type="invalid_request_error", param=None, code=None)}, e.status_code)
+
+    @app.exception_handler(Exception)
+    async def fault(request, e): return JSONResponse(Refused(500, "the server could not answer; its own log says why").body(), 500)
 
     @app.get("/health")
     async def health(): return dict(status="stopping" if service.worker.stopping else "ok" if service.worker.thread.is_alive() else "dead")
@@ -552,10 +597,9 @@ def create_app(co: Cooper, settings: ServeSettings, token: str = ""):
     @app.post("/v1/chat/completions", dependencies=guarded)
     async def chat(request: Request):
         started = time.monotonic()
-        job, told = service.send(*await service.read(request))
-        if job.chat.stream:
-            service.metrics.requests.labels("200").inc()
-            return StreamingResponse(service.chunks(job, told, started), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        try: job, told = service.send(*await service.read(request))
+        except ClientDisconnect: service.metrics.requests.labels("gone").inc(); return Response(status_code=499)
+        if job.chat.stream: service.metrics.requests.labels("200").inc(); return Stream(job, service.chunks(job, told, started))
         answer = await service.whole(job, told, started, request.is_disconnected)
         service.metrics.requests.labels("200" if answer else "gone").inc()
         return JSONResponse(answer) if answer else Response(status_code=499)
