@@ -164,6 +164,15 @@ def test_bad_folders_are_named_and_nothing_is_half_written(tmp_path):
     assert done.returncode == 1 and "torn.ipynb" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_notebook_that_is_not_finished_is_not_called_done(tmp_path):
+    for name, end in (("whole", "2026-01-01T00:00:01"), ("half", None)):
+        nbformat.write(new_notebook(metadata=KERNEL | dict(papermill=dict(parameters={}, exception=None, duration=1. if end else None, end_time=end)),
+                                    cells=[new_markdown_cell(f"# {name}")]), tmp_path / f"{name}.ipynb")
+    page = build_report(tmp_path).read_text(encoding="utf-8")
+    assert {e.name: e.running for e in executed(tmp_path)} == dict(half=True, whole=False)
+    assert page.count("not finished</b>") == 1 and "half is not finished." in page and page.count("<td>done</td>") == 1
+
+
 # --- the demonstration
 
 def test_recipe_fits_its_notebooks():

@@ -49,6 +49,7 @@ def test_the_official_client(house, co):
     alone = co.ask(ROOM, QUESTION, seed=5, temperature=.7)
     assert said.choices[0].message.content == (alone.answer or "") and len(said.choices) == 2 and said.usage.completion_tokens >= alone.tokens
     kept = [WEB.get(f"{house[0]}/traces/{c.trace['id']}").json() for c in said.choices]
+    assert QUESTION in WEB.get(house[0].removesuffix("/v1") + said.choices[0].trace["url"]).text
     assert [s["text"] for s in kept[0]["steps"] if s["kind"] == "write"] == [s.text for s in alone.written]
     drawn = [s for s in kept[0]["steps"] if s["kind"] == "draw"]
     assert [s["modality"] for s in drawn] == alone.drawn

@@ -903,7 +903,7 @@ def load_model(
     return model.eval(), processor
 
 # %% ../../nbs/06_checkpoint.ipynb #c595d50a
-_AUTO = '''"For transformers' Auto classes: the classes are those of the installed package (pip install cooper)."
+_AUTO = '''"For transformers' Auto classes: the classes are those of the installed package, this repository."
 from cooper.model.modeling import CooperConfig, CooperForConditionalGeneration
 from cooper.model.processor import CooperProcessor
 '''

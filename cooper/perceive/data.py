@@ -223,7 +223,7 @@ def class_colour(number: int, classes: int=4095) -> tuple:
 def hdf5(path, key: str="dataset", index=None) -> np.ndarray:
     "One array of an HDF5 file. ImportError says how to get h5py; ValueError names the file and what it has."
     try: h5py = importlib.import_module("h5py")
-    except ImportError: raise ImportError(f"{path}: reading HDF5 needs the package h5py; install it with: pip install 'cooper[data]'") from None
+    except ImportError: raise ImportError(f"{path}: reading HDF5 needs the package h5py; install it with: pip install h5py") from None
     if not Path(path).is_file(): raise ValueError(f"{path}: no such file; expected HDF5")
     try:
         with h5py.File(path, "r") as f:

@@ -351,6 +351,8 @@ class Executed:
         errors = [o for c in self.notebook.cells for o in c.get("outputs", []) if o.output_type == "error"]
         return bool(self.run.get("exception") or errors)
     @property
+    def running(self): return "end_time" in self.run and self.run["end_time"] is None # papermill writes as it goes; or it was killed
+    @property
     def seconds(self): return self.run.get("duration") or 0.0
     def _found(self, pattern):
         return next((m[1].strip() for c in self.notebook.cells if c.cell_type == "markdown" for m in [re.search(pattern, c.source, re.M)] if m), "")
@@ -454,7 +456,7 @@ def _contents(notebooks) -> str: # the table of what was run
     rows = ""
     for e in notebooks:
         given = ", ".join(f"{k} = {v}" for k, v in e.run.get("parameters", {}).items()).replace(f"{root()}/", "")
-        state = "<b class='bad'>failed</b>" if e.failed else "done"
+        state = "<b class='bad'>failed</b>" if e.failed else "<b class='bad'>not finished</b>" if e.running else "done"
         rows += (f"<tr><td><a href='#{e.name}'>{html.escape(e.name)}</a></td>"
                  f"<td>{html.escape(e.title)}<br><small>{html.escape(e.promise)}</small></td>"
                  f"<td><small>{html.escape(given) or '–'}</small></td><td class='n'>{_clock(e.seconds)}</td><td>{state}</td></tr>")
@@ -529,7 +531,8 @@ def _html(title, notebooks, records, tiles="") -> str:
                           + _body(_front(e), "front-" + e.name))
     def whole(e): return (f"<section class='notebook' id='{e.name}'>{_body(e.notebook, e.name)}"
                           "<p><a href='#top'>back to the front page</a></p></section>")
-    failed = "".join(f"<p class='bad'><b>{html.escape(e.name)} failed.</b> What follows is what there is.</p>" for e in notebooks if e.failed)
+    failed = "".join(f"<p class='bad'><b>{html.escape(e.name)} {'failed' if e.failed else 'is not finished'}.</b> What follows is what there is.</p>"
+                     for e in notebooks if e.failed or e.running)
     nav = " ".join(f"<a href='#front-{e.name}'>{html.escape(e.title)}</a>" for e in shown)
     seconds = _clock(sum(e.seconds for e in notebooks))
     return (f"<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"

@@ -370,7 +370,7 @@ def words_of(trace: Trace) -> str:
 def _choice(k, trace, request, id):
     return dict(index=k, finish_reason=_why(trace, request), logprobs=None,
                 message=dict(role="assistant", content=trace.answer or "", refusal=None, reasoning_content=words_of(trace)),
-                trace=dict(id=id, mode=trace.mode, drawn=trace.drawn, valid=trace.format_ok(), answered=trace.answer is not None, seconds=round(trace.seconds, 3)))
+                trace=dict(id=id, url=f"/v1/traces/{id}?format=html", mode=trace.mode, drawn=trace.drawn, valid=trace.format_ok(), answered=trace.answer is not None, seconds=round(trace.seconds, 3)))
 
 def _usage(traces, prompt):
     said = sum(t.tokens for t in traces)
