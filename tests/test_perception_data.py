@@ -91,7 +91,7 @@ def test_broken_hypersim(tmp_path):
 
 def test_without_h5py_one_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
-    fails(r"depth.hdf5: reading HDF5 needs the package h5py; install it with: pip install 'cooper\[data\]'", lambda: hdf5(tmp_path/"depth.hdf5"), ImportError)
+    fails(r"depth.hdf5: reading HDF5 needs the package h5py; install it with: pip install h5py", lambda: hdf5(tmp_path/"depth.hdf5"), ImportError)
 
 
 @pytest.mark.parametrize("apart", [False, True])
