@@ -14,8 +14,7 @@ from dataclasses import dataclass, field, fields
 from typing import Callable
 from PIL import Image
 from ..core import encode_picture, resolve
-from ..model.checkpoint import load_model
-from ..model.engine import Cooper, Engine, token_count
+from ..model.engine import Cooper, Engine, load, token_count
 from ..model.modalities import DepthMap, MODES
 from ..model.processor import read_picture
 from ..model.traces import Trace
@@ -636,7 +635,7 @@ def main(args: list[str] | None = None) -> int: # exit status
     try:
         settings, = TrlParser(ServeSettings).parse_args_and_config(args)
         token = required_token(settings)
-        server = _server(Cooper(*load_model(resolve(settings.checkpoint) if resolve(settings.checkpoint).exists() else settings.checkpoint)), settings, token)
+        server = _server(load(settings.checkpoint), settings, token)
     except (ValueError, OSError, ImportError) as e: print(f"cooper_serve: {e}", file=sys.stderr); return 1
     print(f"cooper_serve: {settings.checkpoint} at http://{settings.host}:{settings.port}/v1" + (" (token)" if token else ""), file=sys.stderr)
     server.run()
