@@ -15,6 +15,8 @@ SMALLEST = { # notebook -> parameters that let it run in about a minute on two c
     "30_grpo": dict(steps=2, prompts_per_step=2, num_generations=2, eval_questions=2, questions=8, keep_every=1),
     "40_eval": dict(questions=5, perception_scenes=2, modes="direct,cooperate", maps="blank", edits="grey", cases=1, batch_size=8),
     "45_speed": dict(batches="1,8", contexts="200,400", turn_tokens=24, group=2, scenes=2, questions=5, repeats=1),
+    "50_sat_paligemma": dict(eyes="", sizes=dict(picture=32, patch=16, width=32, layers=1, heads=2, vision_width=32, vision_layers=1, vocabulary=400), warmup_steps=4, warmup_batch=4, steps=2, batch_size=2,
+        num_generations=2, examples=20, questions=10, unseen_rooms=2, samples=2, max_new_tokens=6),
     "51_prompting_study": dict(questions=5, prompts="bare,scene_graph", max_tokens=32),
     "60_tour": dict(),
 }

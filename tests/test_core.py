@@ -6,8 +6,8 @@ from typing import Literal, Optional
 import numpy as np
 import pytest
 
-from cooper.core import (Curves, NotBuilt, RunRecord, checked, decode_picture, encode_picture, file_hash, git_commit, generator, progress, read_jsonl,
-                         resolve, root, seed_for, write_jsonl, write_whole)
+from cooper.core import (Curves, NotBuilt, RunRecord, append_jsonl, checked, decode_picture, encode_picture, file_hash, git_commit, generator, parsed, progress, read_jsonl,
+                         resolve, root, seed_for, whole_lines, write_jsonl, write_whole)
 
 
 @dataclasses.dataclass
@@ -265,3 +265,32 @@ def test_the_commit_is_known_or_unknown(tmp_path, monkeypatch):
     assert git_commit() == "unknown" or len(git_commit().split("+")[0]) == 40
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_commit() == "unknown", "no git on this machine"
+
+
+def test_help_of_an_option_is_the_comment_behind_its_field(tmp_path, monkeypatch, capsys):
+    (tmp_path/"options_of_a_test.py").write_text('from __future__ import annotations\nfrom dataclasses import dataclass\n\n@dataclass\nclass Base:\n    steps: int = 3 # how many\n    name: str = "a # b" # 100 % of it\n'
+        '    bare: int = 0\n    def method(self,\n        steps, # not this\n    ): pass\n\n@dataclass\nclass Mine(Base):\n    steps: int = 4 # how many now\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    from options_of_a_test import Mine
+    with pytest.raises(SystemExit): parsed(Mine, ["--help"])
+    said = capsys.readouterr().out
+    assert "how many now (default: 4)" in said and "100 % of it (default: a # b)" in said and "not this" not in said
+    assert parsed(Mine, ["--steps", "7"]).steps == 7 and parsed(Mine, []).name == "a # b"
+
+
+def test_a_file_that_others_write_to_keeps_whole_lines(tmp_path):
+    path = tmp_path/"deep"/"rows.jsonl"
+    append_jsonl(path, dict(a=1), dict(a=2))
+    with open(path, "ab") as f: f.write(b'{"a": "' + b"x"*200_000)
+    with open(path, "rb") as f: assert whole_lines(f) == len('{"a": 1}\n{"a": 2}\n')
+    append_jsonl(path, dict(a=3))
+    assert [r["a"] for r in read_jsonl(path)] == [1, 2, 3]
+
+
+def test_the_same_numbers_are_one_curve():
+    curves = Curves()
+    curves.points = {"loss": [(1, .5), (2, float("nan"))], "mse": [(1, .5), (2, float("nan"))], "val/loss": [(1, .7)]}
+    fig = curves.figure()
+    shown = [ax for ax in fig.axes if ax.axison]
+    assert [ax.get_ylabel() for ax in shown] == ["loss = mse"] and len(shown[0].lines) == 2
+    assert all(float(t).is_integer() for t in fig.axes[0].get_xticks())

@@ -1,5 +1,5 @@
 "Fetching and unpacking: a hub on this machine that breaks off, rots and lies, and archives that nobody should trust."
-import gzip, hashlib, io, json, os, re, subprocess, sys, tarfile, threading, time
+import gzip, hashlib, io, json, os, random, re, subprocess, sys, tarfile, threading, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -101,7 +101,7 @@ def tar(*entries, mode="w:gz", **options):
 
 
 FILE, FOLDER, SYM, HARD = tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
-PICTURES = {f"images/{i}.png": os.urandom(900) for i in range(6)} | {"RL_data.jsonl": b'{"flag": "positive"}\n'}
+PICTURES = {f"images/{i}.png": random.Random(i).randbytes(900) for i in range(6)} | {"RL_data.jsonl": b'{"flag": "positive"}\n'} # the same every time: where a damaged stream breaks depends on its bytes
 
 
 def split(data, size=2000, name="COOPER_Train_Set.tar.gz.part.a"):
@@ -200,6 +200,14 @@ def test_what_cannot_be_had_is_said(hub, tmp_path, capsys, monkeypatch):
     assert "cooper_download: no/body: the Hugging Face hub does not give it" in capsys.readouterr().err
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="offline"): download("bagel", tmp_path)
+
+
+def test_folders_of_the_repository_are_not_asked_for_on_the_hub(hub, tmp_path, monkeypatch):
+    "An installed cooper that runs elsewhere has no data folder: the default checkpoint is missing, and is no name on the hub."
+    monkeypatch.chdir(tmp_path); monkeypatch.setattr(checkpoint, "resolve", lambda p: tmp_path/"nowhere"/str(p))
+    for where in ("data/tiny-cooper", "outputs/sft"):
+        with pytest.raises(ValueError, match=f"{where}: there is no such folder"): cooper.load(where)
+    assert not hub.log
 
 
 def test_too_little_room_is_said_before_anything_is_fetched(hub, tmp_path, monkeypatch):

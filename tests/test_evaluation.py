@@ -440,7 +440,7 @@ def test_the_notebook_shows_no_table_that_results_lack():
     for source in after:
         last = source.strip().splitlines()[-1]
         assert not re.match(r"(grid|results|details|against|passes|published|beside|regrets|summary|change|perceived|extractor)\b", last), last
-    assert "**show)" in after[-1]
+    assert "**show)" in after[-2] and "part(" in after[-1]
 
 
 def test_several_questions_about_one_picture_are_one_fact(tmp_path):

@@ -75,7 +75,7 @@ def test_each_question_k_times_in_each_mode(small, data, tmp_path):
 def test_a_killed_run_goes_on(small, data, tmp_path, monkeypatch):
     rows = gain_rows(data)
     whole = roll(small, rows, tmp_path/"whole", **OPTIONS)
-    monkeypatch.setattr(room, "_append", lambda *a, real=room._append, left=iter(range(2)): real(*a) if next(left, None) is not None else (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(room, "append_jsonl", lambda *a, real=room.append_jsonl, left=iter(range(2)): real(*a) if next(left, None) is not None else (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt): roll(small, rows, tmp_path/"cut", **OPTIONS)
     monkeypatch.undo()
     file = tmp_path/"cut"/"rollouts.jsonl"

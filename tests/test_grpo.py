@@ -1,5 +1,5 @@
 "The GRPO trainer: what it relies on in TRL, the objective by hand, groups, unjudged rows, and a run that is killed."
-import copy, inspect, json, os, signal, subprocess, sys, textwrap, time, warnings
+import copy, inspect, json, os, signal, subprocess, sys, textwrap, time, types, warnings
 
 import pytest, torch
 from transformers import TrainerCallback
@@ -231,7 +231,6 @@ def test_an_answer_is_scored_in_its_context_and_not_in_its_future(parts):
 
 
 def test_weights_in_pieces_are_refused_by_name():
-    import types
     for pieces in (dict(is_fsdp_enabled=True, is_deepspeed_enabled=False), dict(is_fsdp_enabled=False, is_deepspeed_enabled=True)):
         with pytest.raises(NotBuilt, match="weights in pieces"): CooperGRPOTrainer._ready(types.SimpleNamespace(**pieces), False, None)
 
@@ -737,6 +736,12 @@ def test_a_job_whose_notebook_fails_is_not_queued_again(tmp_path):
     assert subprocess.run(["bash", JOB], env=env).returncode == 3 and not (tmp_path / "out" / "told").exists()
 
 
+def test_a_group_shows_who_was_not_judged():
+    row = lambda a: dict(advantage=a, rewards={"accuracy": None}, trace=types.SimpleNamespace(_repr_html_=lambda: ""), answer="2", question="Q?", step=1)
+    group = grpo.Group(map(row, (None, float("nan"), 1.)))
+    assert repr(group).startswith("Group(not judged, not judged, +1.00") and group._repr_html_().count("advantage not judged") == 2
+
+
 def test_memory_of_a_large_model_is_counted_by_hand():
     whole = grpo.memory_per_gpu(14e9, gpus=8, reference=True)
     assert whole["weights"] == whole["reference"] == 28e9 / 2 ** 30 and whole["optimizer"] == 14e9 * 12 / 2 ** 30
@@ -926,7 +931,6 @@ def test_what_decides_a_reward_is_a_fact_of_the_run_and_patience_is_none(parts):
 
 def test_an_evaluation_that_would_ask_some_questions_twice_is_refused():
     "Where processes do not share the rows out evenly, accelerate fills the last batches with the first rows: groups would come twice, or be torn."
-    import types
     args = types.SimpleNamespace(per_device_train_batch_size=8, steps_per_generation=1, num_generations=4, num_generations_eval=2, per_device_eval_batch_size=4, world_size=2)
     grpo.whole_groups(args, 8), grpo.whole_groups(args)
     with pytest.raises(ValueError, match="9 questions x 2 generations are not shared out evenly by 2 processes in batches of 4: some would be asked twice"): grpo.whole_groups(args, 9)

@@ -105,6 +105,13 @@ def test_what_no_request_gets_around_ends_all(tmp_path, status, text):
         assert len(server.seen) <= 4
 
 
+def test_half_a_character_is_sent_as_a_replacement(tmp_path):
+    "A reply that was cut within a character may be the next question."
+    with Rehearsal(echo) as server:
+        reply, = hosted(server, tmp_path).ask([Chat([user("a \ud83d\ude00 and \ud800 half")], max_tokens=20)])
+    assert reply.text == "you said a \U0001f600 and \ufffd half"
+
+
 def test_a_budget_is_never_passed(tmp_path):
     meter = Meter()
     with Rehearsal(meter) as server:

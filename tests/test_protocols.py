@@ -5,10 +5,10 @@ from string import ascii_uppercase
 import pytest
 from PIL import Image
 
-from cooper.core import NotBuilt
+from cooper.core import NotBuilt, append_jsonl
 from cooper.measure.benchmarks import benchmark, swap_test
 from cooper.measure.protocols import OWNERS, circular, open_exam, read_item, scene_exam, scores, tagged_length
-from cooper.measure.records import CooperAnswers, HostedAnswers, Plain, append, collect, details, pass_at_k, paired, passes, read_records, results, score
+from cooper.measure.records import CooperAnswers, HostedAnswers, Plain, collect, details, pass_at_k, paired, passes, read_records, results, score
 from cooper.measure.robustness import blind
 from cooper.reason.answers import Reading
 from house import ROOT
@@ -275,7 +275,7 @@ def test_what_was_not_answered_is_asked_again(tmp_path):
     assert [r["reply"] for r in collect(exam, Plain("a", lambda p, q, s: "B"), out)] == ["A"]*5 # known now
     assert [r["reply"] for r in collect(exam, Plain("a", lambda p, q, s: "B", temperature=1), out)] == ["B"]*5 # another config
     assert [r["reply"] for r in collect(exam, Plain("a", lambda p, q, s: "C"), out, seed=1)] == ["C"]*5
-    append(tmp_path/"other.jsonl", dict(id=1))
+    append_jsonl(tmp_path/"other.jsonl", dict(id=1))
     with pytest.raises(ValueError, match="a row has no id, stamp or key"): collect(exam, Plain("a", lambda *_: "A"), tmp_path/"other.jsonl")
     with pytest.raises(ValueError, match=r"share is \(2, 2\)"): collect(exam, Plain("a", lambda *_: "A"), out, share=(2, 2))
 

@@ -7,14 +7,14 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from cooper.core import resolve
+from cooper.core import Curves, RunRecord, resolve
 from cooper.measure.benchmarks import benchmark, compare, evaluate, perception, save_tables, summarise
 from cooper.model.modalities import png_bytes
 from cooper.perceive.data import read_amg
-from cooper.present.explorer import Explorer, TourParameters
-from cooper.present.report import (RECIPE, Step, accuracy_figure, best_and_worst, build_report, demo, depth_calibration, depth_cases,
-                                   difference_figure, executed, glance, page, segmentation_cases, telling, trace_cases, trace_figure)
-from house import NOTEBOOKS, cells
+from cooper.present.explorer import TourParameters
+from cooper.present.report import (RECIPE, RULES, Asked, Step, accuracy_figure, best_and_worst, build_report, demo, depth_calibration, depth_cases,
+                                   difference_figure, executed, fitted, gallery, glance, linked, page, part, picks, place, segmentation_cases, telling, trace_cases, trace_figure)
+from house import NOTEBOOKS, RUN, cells
 from pretend import Cooper
 
 PNG = new_output("display_data", {"image/png": base64.b64encode(png_bytes(Image.new("RGB", (8, 8), "red"))).decode()})
@@ -170,7 +170,115 @@ def test_a_notebook_that_is_not_finished_is_not_called_done(tmp_path):
                                     cells=[new_markdown_cell(f"# {name}")]), tmp_path / f"{name}.ipynb")
     page = build_report(tmp_path).read_text(encoding="utf-8")
     assert {e.name: e.running for e in executed(tmp_path)} == dict(half=True, whole=False)
-    assert page.count("not finished</b>") == 1 and "half is not finished." in page and page.count("<td>done</td>") == 1
+    assert page.count("not finished</b>") == 1 and "half is not finished." in page and len(re.findall(r"<small>[^<]*, done</small>", page)) == 1
+
+
+# --- a gallery by rule, a part for each run, a page that fits
+
+def test_few_answers_are_no_rate(measured):
+    few = accuracy_figure(summarise(measured[2][:4]))
+    labels = few.figure.legends[0].get_texts()
+    assert any("fewer than 10" in t.get_text() for t in labels) and any("Wilson" in t.get_text() for t in labels)
+    assert "95 % interval" in few.alt and any("/" in t.get_text() for t in few.figure.axes[0].texts)
+    assert few._repr_mimebundle_()[1]["image/png"]["alt"] == few.alt
+
+
+def rows_of(*answers): return [dict(data_id=i, mode=m, correct=c, calls=n, prediction=p, checkpoint="c", stamp=f"{i}{m}", reply="<b>") for i, m, c, n, p in answers]
+
+ANSWERS = rows_of(("a", "reason", False, 0, "2"), ("a", "cooperate", True, 1, "3"), ("b", "reason", True, 0, "4"), ("b", "cooperate", False, 1, "5"),
+                  ("c", "reason", True, 0, "6"), ("c", "cooperate", True, 1, "6"), ("d", "reason", False, 0, "7"), ("d", "cooperate", False, 1, "7"))
+
+def test_cases_are_chosen_by_rule_whatever_the_order():
+    expected = dict(zip(RULES, "cdaab"))
+    for rows in (ANSWERS, ANSWERS[::-1], ANSWERS[3:] + ANSWERS[:3]): assert {p.rule: p.row["data_id"] for p in picks(rows)} == expected
+    assert [p.row["mode"] for p in picks(ANSWERS)][3:] == ["cooperate"]*2, "the one that drew is shown"
+    assert [p.rule for p in picks(ANSWERS[:1])] == ["best", "worst"] and not picks([]) and not picks([dict(ANSWERS[0], score=None)]), "not judged is not wrong"
+
+
+def test_a_gallery_tells_its_rules_and_where_the_records_are(tmp_path):
+    import json
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(dict(stamp=r["stamp"], reply="<i>")) + "\n" for r in ANSWERS))
+    asked = Asked("Where <is> it?", [Image.new("RGB", (8, 8))], "left")
+    html = linked(gallery(ANSWERS[:6], lambda r: asked, tmp_path / "answers.jsonl")._repr_html_(), tmp_path)
+    assert all(rule in html.lower() for rule in RULES) and "Where &lt;is&gt; it?" in html and "<b>" not in html.replace("<b>Where", "") and "<i>" not in html
+    assert "<a href='answers.jsonl'>answers.jsonl, line 6</a>" in html and "&quot;stamp&quot;: &quot;areason&quot;" in html
+    assert "No question fits: perceiving helped, perceiving hurt." in gallery(ANSWERS[4:6], lambda r: None)._repr_html_().replace("disagreement, ", "")
+    assert linked(place(tmp_path / "x" / "a&b.json"), tmp_path) == "<a href='x/a&amp;b.json'>a&amp;b.json</a>"
+    assert "href='x/a" in linked(place(tmp_path / "x" / "a.json").replace("'", '"'), tmp_path), "as nbconvert writes it"
+
+
+def test_records_are_cut_at_newlines_alone_and_broken_ones_are_passed_by(tmp_path):
+    from cooper.core import append_jsonl
+    append_jsonl(tmp_path / "answers.jsonl", dict(stamp="other", reply="a\u2028b\x85c"))
+    with open(tmp_path / "answers.jsonl", "ab") as f: f.write(b'[1]\n{"stamp": [1]}\n{"stamp":\n\xff\xfe\n')
+    append_jsonl(tmp_path / "answers.jsonl", *(dict(stamp=r["stamp"], reply="a\u2028b") for r in ANSWERS))
+    with open(tmp_path / "answers.jsonl", "ab") as f: f.write(b'{"stamp": "unfini')
+    shown = gallery(ANSWERS[:2], lambda r: None, tmp_path / "answers.jsonl")
+    assert "answers.jsonl, line 6</code>" in shown._repr_html_() and "answers.jsonl, line 7</code>" in shown._repr_html_() and repr(shown).startswith("Gallery(best: a, ")
+
+
+def test_each_rule_looks_at_its_own_ties_and_says_so():
+    rows, looked = rows_of(*((f"{i:03}", "cooperate", i < 60, 1, "1") for i in range(120))), []
+    far = lambda r: looked.append(r["data_id"]) or abs(int(r["data_id"]) - 59.5)
+    best, worst = picks(rows, far, most=40)
+    assert len(looked) == 80 and best.row["data_id"] in looked[:40] and worst.row["data_id"] in looked[40:]
+    assert far(best.row) == min(abs(int(i) - 59.5) for i in looked[:40]) and far(worst.row) == max(abs(int(i) - 59.5) for i in looked[40:80])
+    assert "; of 60 equal questions the drawings of 40 were compared (at most 40 are looked at, drawn by lot)" in best.why and worst._tie
+    assert [p.row["data_id"] for p in picks(rows[::-1], far, most=40)] == [best.row["data_id"], worst.row["data_id"]]
+    assert picks(rows, far, most=60)[0].row["data_id"] == "059" and picks(rows, far, most=60)[0]._tie == ""
+    assert picks(rows)[0]._tie == "; of 60 equal questions this is the first by name (at most 40 are looked at, drawn by lot)"
+
+
+def test_links_lead_to_files_of_any_name(tmp_path):
+    from urllib.parse import unquote
+    name = "50% #1's.json"
+    href = re.search("href='([^']*)'", linked(place(tmp_path / "runs?" / name), tmp_path))[1]
+    assert href == "runs%3F/50%25%20%231%27s.json" and unquote(href) == f"runs?/{name}"
+
+
+def test_a_part_is_a_page_for_a_phone(tmp_path, measured):
+    curves = Curves(); curves.points["loss"] = [(1, 2.), (2, 1.)]
+    table = summarise(measured[2])
+    with RunRecord(tmp_path, dict(steps=3, words="<x>")) as run: pass
+    shown = {"Curves": curves, "Answers": [table, None], "Nothing": None, "No list": [None], "A map": measured[3].cases[0].drawn_depth, "Bare": accuracy_figure(table).figure, "Cost": dict(step=1.5), "Words": "a < b"}
+    made = part(run, "A <run>", shown)
+    html = made.path.read_text(encoding="utf-8")
+    assert made.path == tmp_path / "report.html" and "width=device-width,initial-scale=1" in html and "A &lt;run&gt;" in html and "words = &lt;x&gt;" in html
+    assert re.findall(r"<h3>([^<]+)", html) == ["Curves", "Answers", "A map", "Bare", "Cost", "Words"] and "loss 2 to 1." in html and "step: 1.5" in html and "a &lt; b" in html
+    assert html.count("<table") == html.count("<div class='scroll' tabindex='0'><table") == 1, "a wide table has a box of its own"
+    assert html.count("<img") == 3 and all(re.search(r"alt='[^']+'", tag) for tag in re.findall("<img[^>]{0,300}", html)) and "class='figure wide'" in html
+    assert not re.search(r"""(src|href)\s*=\s*["'](https?:|//)|@import|url\(http|<script""", html)
+    with pytest.raises(ValueError, match="expected at most 0.01"): part(run, "A run", {"Words": "word " * 10_000}, most_mb=.01)
+
+
+def noisy(seed, width=240): return png_bytes(Image.fromarray(np.random.default_rng(seed).integers(0, 255, (width, width, 3), np.uint8)))
+
+def test_a_report_of_many_pictures_fits_a_mail(tmp_path):
+    show = lambda k, **o: new_code_cell("", outputs=[new_output("display_data", {"image/png": base64.b64encode(noisy(k)).decode()}, metadata={"image/png": {"alt": f"noise {k}"}})], **o)
+    notebook(tmp_path, "one", *(show(k) for k in range(1, 12)), show(0, metadata={"tags": ["front"]}))
+    whole = build_report(tmp_path).read_text(encoding="utf-8")
+    assert whole.count("<img") == 12 and "figure above: noise 0</a>" in whole and len(re.findall("figure-1'", whole)) == 2, "the front page's figure is not stored twice"
+    for most, kept in ((1., "noise 5"), (.25, "noise 0")):
+        path = build_report(tmp_path, most_mb=most)
+        html = path.read_text(encoding="utf-8")
+        assert path.stat().st_size <= most * 1e6 and re.search(rf'<img alt="{kept}"|alt="{kept}"', html) and f"To stay below {most:g} MB" in html
+    assert "picture left out: noise 11" in html and "data:image/webp" in html
+    assert fitted("<h1>x</h1>", .01) == "<h1>x</h1>"
+
+
+def test_every_run_notebook_ends_with_its_part():
+    for name in RUN:
+        *others, last = [c for c in cells(name) if c.cell_type == "code"]
+        assert last.source.splitlines()[-1] and "part(" in last.source and last.metadata.get("tags") == ["front"], f"nbs/{name}.ipynb: the last cell is its part of the report, tagged front"
+        assert not any("front" in c.metadata.get("tags", []) for c in others), f"nbs/{name}.ipynb: only its part is for the front page"
+
+
+def test_a_run_that_was_killed_is_named(tmp_path):
+    notebook(tmp_path, "one", text("x"))
+    (tmp_path / "grpo").mkdir()
+    (tmp_path / "grpo/run.json").write_text('{"status": "running", "started": "2026-01-01"}')
+    html = build_report(tmp_path).read_text(encoding="utf-8")
+    assert "grpo (is still at it, or was killed, started 2026-01-01)" in html and "numbers are not final" in html
 
 
 # --- the demonstration
@@ -196,39 +304,7 @@ def test_demo_stops_at_a_failing_step(tmp_path, capsys):
     assert "step3 failed." in (tmp_path / "out/report.html").read_text(encoding="utf-8")
 
 
-# --- the explorer
-
-def test_explorer_asks_steps_and_survives(tmp_path):
-    good, bad = resolve("data/scenes/test/rgb/000000.png"), tmp_path / "bad.png"
-    bad.write_bytes(b"no picture")
-    x = Explorer(Cooper(lambda q, s: "3"), [good, bad])
-    assert "Ask a question" in x._repr_html_() and x.step_slider.disabled
-    x.ask_button.click()
-    assert "Write a question first" in x._repr_html_()
-    x.question_box.value = "How many <b>?"
-    x.ask_button.click()
-    assert x.trace.answer == "3" and x.step_slider.value == x.step_slider.max == 3 and "&lt;b&gt;" in x._repr_html_()
-    x.step_slider.value = 1
-    assert "A map helps." in x._repr_html_() and "drew depth" not in x._repr_html_()
-    x.picture_menu.value = 1
-    assert "bad.png" in x._repr_html_() and x.trace is None
-    x.ask_button.click()
-    assert x.trace is None and not x.ask_button.disabled
-
-
-def test_an_error_while_asking_is_a_message():
-    def fails(q, s): raise ValueError("out of paper")
-    x = Explorer(Cooper(fails), "data/scenes/test", question="Why?")
-    assert "ValueError: out of paper" in x._repr_html_() and not x.ask_button.disabled
-
-
-def test_the_first_state_is_there_without_a_kernel(monkeypatch):
-    shown = []
-    monkeypatch.setattr("IPython.display.display", lambda *a, **k: shown.append((a, k)))
-    x = Explorer(Cooper(lambda q, s: "3"), "data/scenes/test", question="How many objects are there?")
-    x._ipython_display_()
-    assert any("How many objects" in getattr(a[0], "data", "") and "data:image/png" in a[0].data for a, k in shown if hasattr(a[0], "data"))
-
+# --- the explorer, see test_explorer.py too
 
 def test_explorer_imports_without_a_display():
     code = "import sys, cooper.present.explorer, cooper.present.report; assert not {'ipywidgets', 'matplotlib.pyplot'} & set(sys.modules)"

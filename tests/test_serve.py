@@ -12,6 +12,7 @@ from cooper.present.serve import Refused, ServeSettings, Shelf, _bytes_below, fr
 
 ROOM, QUESTION = resolve("data/scenes/test/rgb/000014.png"), "How many cubes are there?"
 WEB = httpx.Client(verify=False, trust_env=False, limits=httpx.Limits(max_connections=None, max_keepalive_connections=0)) # certificates, read anew for every call, would take longer than the server
+JSON = {"Content-Type": "application/json"}
 URL = "data:image/png;base64," + base64.b64encode(ROOM.read_bytes()).decode()
 
 
@@ -95,27 +96,106 @@ RUBBISH = {
 @pytest.mark.parametrize("what", RUBBISH)
 def test_rubbish_is_refused_with_a_sentence(house, what):
     body = RUBBISH[what]
-    answer = WEB.post(f"{house[0]}/chat/completions", timeout=60, content=body if isinstance(body, bytes) else json.dumps(body).encode())
+    answer = WEB.post(f"{house[0]}/chat/completions", timeout=60, headers=JSON, content=body if isinstance(body, bytes) else json.dumps(body).encode())
     error = answer.json()["error"]
     assert answer.status_code in (400, 404, 413) and len(error["message"]) > 10 and "Traceback" not in answer.text, answer.text
     assert not house[1].worker.jobs
 
 
+def test_a_jpeg_of_many_scans_is_refused_and_slow_pictures_keep_nobody_out(co, monkeypatch, capfd):
+    out = io.BytesIO(); Image.open(ROOM).convert("RGB").save(out, "JPEG", progressive=True)
+    honest, scan = out.getvalue(), out.getvalue().rindex(b"\xff\xda")
+    assert serve.from_data_url(data_url(honest), ServeSettings()).size == (128, 128)
+    with pytest.raises(Refused, match="scans; expected at most 100"): serve.from_data_url(data_url(honest[:-2] + honest[scan:-2] * 100 + honest[-2:]), ServeSettings())
+    stuck, decoding, picture = threading.Event(), [], serve.from_data_url
+    monkeypatch.setattr(serve, "from_data_url", lambda *a: (decoding.append(1), stuck.wait(60), picture(*a))[-1])
+    with ThreadPoolExecutor(8) as pool:
+        with serving(co, max_readers=6, grace_seconds=1) as url:
+            stay = [pool.submit(WEB.post, f"{url}/chat/completions", json=ask(), timeout=60) for _ in range(8)]
+            while len(decoding) < 6: time.sleep(.01)
+            words = dict(model="cooper-direct", messages=[dict(role="user", content=QUESTION)])
+            assert WEB.post(f"{url}/chat/completions", json=words, timeout=20).status_code == 200 and len(decoding) == 6
+            began = time.monotonic()
+        assert time.monotonic() - began < 15, "it does not wait for them"
+        stuck.set()
+        answers = [s.result() for s in stay]
+    assert all(r.status_code == 503 and int(r.headers["retry-after"]) >= 1 and "stopping" in r.json()["error"]["message"] for r in answers)
+    said = capfd.readouterr().err
+    assert "Traceback" not in said, said
+
+
 def test_what_is_too_large_or_too_slow_is_not_waited_for(house):
-    assert WEB.post(f"{house[0]}/chat/completions", content=b" " * 2 ** 21).status_code == 413
+    assert WEB.post(f"{house[0]}/chat/completions", content=b" " * 2 ** 21, headers=JSON).status_code == 413
     host, port = house[0].removeprefix("http://").removesuffix("/v1").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as s:
-        s.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
+        s.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{")
         assert b" 408 " in s.recv(200), "a body that never comes"
     slow = [socket.create_connection((host, int(port)), timeout=20) for _ in range(40)]
-    for s in slow: s.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
+    for s in slow: s.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{")
     assert post(house, ask()).status_code == 200, "others need not wait for them"
     for s in slow: s.close()
     with socket.create_connection((host, int(port)), timeout=20) as s: # no length given: counted as it comes
-        s.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        s.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
         with contextlib.suppress(OSError): # it may hang up before all of it is sent
             for _ in range(200): s.sendall(b"4000\r\n" + b" " * 0x4000 + b"\r\n")
         assert b" 413 " in s.recv(200)
+
+
+def test_a_body_of_many_small_things_is_refused_before_it_is_read(co):
+    "Small as text, large as objects; the pictures of a body count apart."
+    with serving(co, max_json_mb=.01) as url:
+        for body in (b"[" + b"[]," * 5000 + b"[]]", json.dumps(ask()).encode()[:-1] + b',"metadata":[' + b"{}," * 5000 + b"{}]}", json.dumps(ask()).encode("utf-16")):
+            r = WEB.post(f"{url}/chat/completions", content=body, headers=JSON, timeout=20)
+            assert r.status_code == 413 and "larger than 0.01 MB without its pictures" in r.json()["error"]["message"]
+        assert len(URL) > 2 ** 14 and WEB.post(f"{url}/chat/completions", json=ask(), timeout=60).status_code == 200
+
+
+def opened(url, said=b"", count=1):
+    "Raw connections, and what each of them says first."
+    host, port = url.removeprefix("http://").removesuffix("/v1").split(":")
+    found = [socket.create_connection((host, int(port)), timeout=20) for _ in range(count)]
+    for s in found: s.sendall(said)
+    return found
+
+def hung_up(s, seconds=10):
+    s.settimeout(seconds)
+    with contextlib.suppress(ConnectionError):
+        while s.recv(4096): pass
+    return True # else a timeout is raised
+
+def test_connections_that_ask_for_nothing_keep_nobody_out(co):
+    half = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nX-Slow: "
+    with serving(co, max_connections=12, idle_seconds=2) as url:
+        start, idle = time.monotonic(), opened(url, half, 20) + opened(url, b"", 20)
+        assert WEB.post(f"{url}/chat/completions", json=ask(), timeout=60).status_code == 200 and all(map(hung_up, idle[:25])), "they made room"
+        dribbling, = opened(url, half)
+        with contextlib.suppress(OSError):
+            for _ in range(40): time.sleep(.1); dribbling.sendall(b"x")
+        assert all(map(hung_up, [*idle, dribbling])) and time.monotonic() - start < 20
+        quiet_one, = opened(url, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b" 200 " in quiet_one.recv(1000)
+        quiet_one.sendall(b"G"); assert hung_up(quiet_one), "half of a second request"
+        for s in (*idle, dribbling, quiet_one): s.close()
+        with httpx.Client(trust_env=False) as client: # a whole request may take longer than a connection may idle
+            assert [client.get(url.removesuffix("/v1") + "/health").status_code for _ in range(3)] == [200]*3
+
+def test_a_page_of_another_site_gets_nothing(house):
+    "What a browser sends without asking first (a form's types, another host's name, another origin) is refused."
+    url, body = f"{house[0]}/chat/completions", json.dumps(ask()).encode()
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", None):
+        r = WEB.post(url, content=body, headers={"Content-Type": kind} if kind else {})
+        assert r.status_code == 415 and "expected Content-Type: application/json" in r.json()["error"]["message"]
+    own = house[0].removesuffix("/v1")
+    for origin, status in (("https://evil.example", 403), ("null", 403), (own.replace("http:", "https:"), 200), (own, 200)):
+        assert WEB.post(url, content=body, headers=JSON | dict(Origin=origin), timeout=60).status_code == status, origin
+    assert WEB.get(f"{house[0]}/models", headers=dict(Origin="https://evil.example")).status_code == 403
+    assert WEB.get(f"{house[0]}/models", headers=dict(Host="evil.example")).status_code == 400, "its name was made to lead here"
+    assert WEB.post(url, content=body, headers={"Content-Type": "Application/JSON; charset=utf-8"}, timeout=60).status_code == 200
+
+def test_help_says_what_the_options_mean(capsys):
+    with pytest.raises(SystemExit) as e: main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert e.value.code == 0 and "answers that wait; the next one is told to come back (429) (default: 64)" in said and "open at once" in said
 
 
 def test_two_hundred_clients_of_whom_some_vanish_and_some_send_rubbish(house):
@@ -139,16 +219,15 @@ def test_two_hundred_clients_of_whom_some_vanish_and_some_send_rubbish(house):
     assert len(service.shelf) <= 40 and threading.active_count() < 150
 
 
-def test_a_client_that_leaves_takes_its_answer_along(house):
+def test_a_client_that_leaves_takes_its_answer_along(house, monkeypatch):
     url, service = house
     assert quiet(service)
-    seen, submit = [], service.worker.engine.submit
-    service.worker.engine.submit = lambda r: seen.append(r) or submit(r)
-    try:
-        with WEB.stream("POST", f"{url}/chat/completions", json=ask(model="cooper-perceive", stream=True), timeout=60) as r: next(r.iter_lines())
-        with pytest.raises(httpx.ReadTimeout): WEB.post(f"{url}/chat/completions", json=ask(model="cooper-perceive", n=4), timeout=.4)
-        assert quiet(service)
-    finally: del service.worker.engine.submit
+    seen, engine, submit, step = [], service.worker.engine, service.worker.engine.submit, service.worker.engine.step
+    monkeypatch.setattr(engine, "submit", lambda r: seen.append(r) or submit(r))
+    with WEB.stream("POST", f"{url}/chat/completions", json=ask(model="cooper-perceive", stream=True), timeout=60) as r: next(r.iter_lines())
+    monkeypatch.setattr(engine, "step", lambda: time.sleep(.5) or step()) # all four are in, and none is done, when the client loses patience
+    with pytest.raises(httpx.ReadTimeout): WEB.post(f"{url}/chat/completions", json=ask(model="cooper-perceive", n=4), timeout=2)
+    assert quiet(service)
     assert {r.ended for r in seen} == {"cancelled"} and len(seen) == 5, [r.ended for r in seen]
 
 
@@ -156,7 +235,7 @@ def hang_up(url, body, cut=None, after=.1):
     "Sends a request, or a part of it, and is gone."
     host, port, data = *url.removeprefix("http://").removesuffix("/v1").split(":"), json.dumps(body).encode()
     with socket.create_connection((host, int(port)), timeout=20) as s:
-        s.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data[:cut])
+        s.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data[:cut])
         time.sleep(after)
         s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
@@ -224,17 +303,37 @@ def test_a_server_that_is_told_to_stop_finishes_what_it_began(co):
     assert not any(t.name == "cooper-engine" and t.is_alive() and not t.daemon for t in threading.enumerate())
 
 
+def test_a_server_that_stops_says_so_to_whom_it_cannot_finish(co, capfd, monkeypatch):
+    def streamed():
+        with WEB.stream("POST", f"{url}/chat/completions", json=ask(model="cooper-perceive", stream=True), timeout=60) as r: return list(r.iter_lines())
+    make = co.engine
+    def slow(**more):
+        engine = make(**more); step = engine.step
+        engine.step = lambda: (time.sleep(.2), step())[1]
+        return engine
+    monkeypatch.setattr(co, "engine", slow, raising=False)
+    with ThreadPoolExecutor(2) as pool:
+        with serving(co, grace_seconds=.3) as url:
+            whole, stream = pool.submit(WEB.post, f"{url}/chat/completions", json=ask(model="cooper-perceive"), timeout=60), pool.submit(streamed)
+            while "cooper_answers 2.0" not in WEB.get(f"{url.removesuffix('/v1')}/metrics").text: time.sleep(.01)
+    r, lines, said = whole.result(), [l for l in stream.result() if l], capfd.readouterr().err
+    assert r.status_code == 503 and int(r.headers["retry-after"]) >= 1 and r.json()["error"]["type"] == "server_error"
+    assert "stopping" in json.loads(lines[-1].removeprefix("data: "))["error"]["message"] and "Traceback" not in said, said
+
+
 def test_paths_stay_below_the_root(tmp_path):
     inside, outside = tmp_path/"in", tmp_path/"out"
     inside.mkdir(); outside.mkdir()
     for folder in (inside, outside): (folder/"room.png").write_bytes(ROOM.read_bytes())
     (inside/"link.png").symlink_to(outside/"room.png"); (inside/"up").symlink_to(outside); (inside/"own.png").symlink_to(inside/"room.png")
     (tmp_path/"inner").mkdir(); (tmp_path/"inner"/"room.png").write_bytes(ROOM.read_bytes()) # a name that begins alike
-    os.mkfifo(inside/"pipe.png")
+    os.mkfifo(inside/"pipe.png"); (outside/"back").symlink_to(inside) # would tell that there is such a link
     settings = ServeSettings(root=str(inside))
-    for good in ("room.png", "own.png", "file://room.png", str(inside/"room.png"), f"file://{inside}/room.png", "./room.png"): assert from_path(good, settings).size == (128, 128)
+    (inside/"my room.png").write_bytes(ROOM.read_bytes())
+    for good in ((inside/"my room.png").as_uri(), f"file://{inside}/r%6fom.png", "file://my%20room.png", "room.png", "own.png", "file://room.png", str(inside/"room.png"), f"file://{inside}/room.png", "./room.png"): assert from_path(good, settings).size == (128, 128)
     for bad in ("link.png", "up/room.png", "../out/room.png", str(outside/"room.png"), f"file://{outside}/room.png", "../inner/room.png", "pipe.png", "", ".", "room.png\0", "x" * 5000,
-                "file://localhost/etc/passwd", "..%2fout%2froom.png", "FILE:///etc/passwd", "~/room.png"):
+                "file://localhost/etc/passwd", "..%2fout%2froom.png", "FILE:///etc/passwd", "~/room.png", "file://%2e%2e/out/room.png", f"file://{tmp_path}%2fout%2froom.png", "file://room.png%00", "file://%ff%fe", "r%6fom.png", "file://r%256fom.png",
+                f"/etc/passwd/../..{inside}/room.png", f"/etc/nothing/../..{inside}/room.png", f"{outside}/back/room.png", "./../in/room.png"):
         with pytest.raises(Refused, match="there is no picture at that path"): from_path(bad, settings)
     assert _bytes_below(inside, ("room.png",), 10 ** 6) == ROOM.read_bytes()
     for names in (("link.png",), ("up", "room.png"), ("pipe.png",), ()): # as if they had been put there after the check
@@ -245,6 +344,8 @@ def test_paths_stay_below_the_root(tmp_path):
 def test_a_token_is_asked_for(co):
     with pytest.raises(ValueError, match="COOPER_SERVE_TOKEN"): required_token(ServeSettings(host="0.0.0.0"), {})
     assert required_token(ServeSettings(host="0.0.0.0"), {"COOPER_SERVE_TOKEN": "s3"}) == "s3"
+    for token in ("", " "):
+        with pytest.raises(ValueError, match="`token` of `serving`"), serving(co, token, host="0.0.0.0"): pass
     with serving(co, token="s3cret") as url:
         for shown in (None, "Bearer wrong", "Bearer s3crét", "s3cret", "Bearer s3cret"):
             headers = {"Authorization": shown.encode("latin-1")} if shown else {}
@@ -270,6 +371,21 @@ def test_the_command_says_what_is_wrong(capsys, monkeypatch):
     for args, words in ((["--checkpoint", "no/such/folder"], "no/such/folder"), (["--host", "0.0.0.0"], "COOPER_SERVE_TOKEN"), (["--max_queue", "0"], "'max_queue' is 0"), (["--root", "nowhere"], "expected a folder")):
         assert main(args) == 1
         assert words in capsys.readouterr().err, args
+
+
+def test_the_command_says_where_it_listens(co, capfd, monkeypatch):
+    monkeypatch.setattr(serve, "load", lambda _: co)
+    with socket.create_server(("127.0.0.1", 0)) as taken: assert main(["--port", str(taken.getsockname()[1])]) == 1
+    said = capfd.readouterr().err
+    assert "in use" in said and "http://" not in said
+    with pytest.raises(OSError, match="could not be taken"), socket.create_server(("127.0.0.1", 0)) as taken, serving(co, port=taken.getsockname()[1]): pass
+    hosts = ["127.0.0.1"]
+    with contextlib.suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6): hosts.append("::1")
+    for host in hosts:
+        told, server = [], serve._server(co, ServeSettings(host=host, port=0, idle_seconds=9), "", lambda address: (told.append(address), setattr(server, "should_exit", True)))
+        server.run()
+        assert told[0].startswith("http://[::1]:" if host == "::1" else "http://127.0.0.1:") and ":0/" not in told[0] and server.config.timeout_keep_alive == 9
+    capfd.readouterr()
 
 
 def test_the_shelf_is_bounded():

@@ -4,14 +4,14 @@
 
 # %% ../../nbs/33_gain.ipynb #53f7dc2d
 from __future__ import annotations
-import fcntl, hashlib, html, json, os
+import hashlib, html, json, os
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
-from ..core import RunRecord, at_least, checked, file_hash, progress, resolve, seed_for, write_jsonl, write_whole
+from ..core import RunRecord, append_jsonl, at_least, bootstrap_interval, checked, file_hash, parsed, progress, resolve, write_jsonl, write_whole
 from .rewards import AccuracyReward, JudgeReward
 from ..model.processor import MODES
 from ..model.traces import Step, Trace
@@ -78,16 +78,6 @@ def read_rollouts(path) -> list:
         rows.append(row)
     return rows
 
-def _append(path, rows): # all at once, after the last whole line; others may be writing too
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        end = f.seek(0, os.SEEK_END)
-        if end and (f.seek(end - 1), f.read(1))[1] != b"\n":
-            f.seek(0)
-            f.truncate(f.read().rfind(b"\n") + 1)
-        f.write("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows).encode()); f.flush(); os.fsync(f.fileno())
-
 # %% ../../nbs/33_gain.ipynb #fe0acaba
 def _record(trace, row, k, stamp):
     write = lambda s: dict(kind="write", text=s.text, truncated=s.truncated, given=s.given)
@@ -130,7 +120,7 @@ def roll(
         for at in range(0, len(todo), batch_size):
             part = todo[at:at + batch_size]
             found = [_record(t, r, i, s) for t, (_, r, _, i, s) in zip(engine.run(_requests(engine, part, seed)), part)]
-            _append(path, found)
+            append_jsonl(path, *found)
             known |= {r["stamp"]: r for r in found}
             bar.update(len(part))
     if share[1] > 1: known |= {r["stamp"]: r for r in read_rollouts(path)}
@@ -183,10 +173,10 @@ def gains(
     return Gains([one(i, r) for i, r in by_id.items()], modes, confidence, margin)
 
 # %% ../../nbs/33_gain.ipynb #2a142ab8
-def _bootstrap(values, resamples=2000): # (mean, low, high)
-    values = np.asarray(values, float)
-    picks = np.random.default_rng(seed_for("gain", len(values))).integers(0, len(values), (resamples, len(values)))
-    return float(values.mean()), *map(float, np.quantile(values[picks].mean(1), [.025, .975]))
+def _spread(gains): # (mean, low, high); no interval of one question
+    values = np.asarray(gains, float)
+    if len(values) < 2: return float(values.mean()) if len(values) else None, None, None
+    return float(values.mean()), *bootstrap_interval(len(values), lambda places: values[places].mean(1), "gain", len(values))
 
 class Gains(list):
     "Gains of questions; in a notebook a table by kind."
@@ -200,8 +190,7 @@ class Gains(list):
         def row(kind, mine):
             known = [g for g in mine if g.gain is not None]
             rate = lambda right, judged: sum(getattr(g, right) for g in mine)/max(sum(getattr(g, judged) for g in mine), 1)
-            alone = known[0].gain if known else None # one question has no spread
-            mean, low, high = _bootstrap([g.gain for g in known]) if len(known) > 1 else (alone, None, None)
+            mean, low, high = _spread([g.gain for g in known])
             return dict(kind=kind or "(no kind)", questions=len(mine), right=rate("right", "judged"), right_without=rate("right_without", "judged_without"),
                         gain=mean, low=low, high=high, drew=sum(g.drew for g in mine)/max(len(mine), 1), **{f: sum(g.flag == f for g in mine) for f in FLAGS})
         return [row(k, [g for g in self if g.kind == k]) for k in self.kinds] + [row("all", list(self))]
@@ -354,9 +343,7 @@ def _loaded(checkpoint):
 # %% ../../nbs/33_gain.ipynb #eb84f288
 def main(argv=None): # words of a command line; None: of this one
     "`python -m cooper.cooperate.gain --checkpoint ... --data ... --out ...`, or `--config file.yaml`."
-    from trl import TrlParser
-    p, = TrlParser(GainParameters).parse_args_and_config(argv)
-    p = checked(GainParameters, asdict(p)) # a file may hold any type
+    p = checked(GainParameters, asdict(parsed(GainParameters, argv))) # a file may hold any type
     found = measure_gain(p)
     if found is None: print(f"share {p.share} is done; other shares are not. Run with --share 0/1 once they are, to write {resolve(p.out)/'rl.jsonl'}")
     else: print(f"{found!r}\n{resolve(p.out)/'rl.jsonl'}")

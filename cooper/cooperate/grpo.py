@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
-from trl import GRPOConfig, GRPOTrainer, TrlParser
+from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.callbacks import SyncRefModelCallback
-from ..core import Curves, NotBuilt, at_least, checked, file_hash, generator, progress, resolve, write_whole
+from ..core import Curves, NotBuilt, at_least, checked, file_hash, generator, parsed, progress, resolve, write_whole
 from ..model.checkpoint import load_model, quiet, save_model
 from ..model.engine import Engine
 from ..model.modalities import png_bytes
@@ -701,14 +701,19 @@ def kept_groups(out) -> list:
 # %% ../../nbs/32_grpo_trainer.ipynb #6a0b5530
 _CARD = "width:300px;border:1px solid #ccc;border-radius:4px;padding:6px"
 
+def _advantage(r): # in words, and their colour
+    a = r["advantage"]
+    if a is None or math.isnan(a): return "not judged", "#757575"
+    return f"{a:+.2f}", "#2e7d32" if a > 0 else "#c62828" if a < 0 else "#757575"
+
 class Group(list):
     "Kept traces beside each other, with what they earned; in a notebook, a picture."
-    def __repr__(self): return f"Group({', '.join(format(r['advantage'], '+.2f') for r in self)}: {self[0]['question']!r})" if self else "Group()"
+    def __repr__(self): return f"Group({', '.join(_advantage(r)[0] for r in self)}: {self[0]['question']!r})" if self else "Group()"
     def _repr_html_(self):
         def column(r):
             rewards = ", ".join(f"{k} {'not judged' if v is None else format(v, '.2g')}" for k, v in r["rewards"].items())
-            colour = "#2e7d32" if r["advantage"] > 0 else "#c62828" if r["advantage"] < 0 else "#757575"
-            head = f"<b style='color:{colour}'>advantage {r['advantage']:+.2f}</b><br><span style='font-size:80%'>{html.escape(rewards)}</span>"
+            words, colour = _advantage(r)
+            head = f"<b style='color:{colour}'>advantage {words}</b><br><span style='font-size:80%'>{html.escape(rewards)}</span>"
             return f"<div style='{_CARD}'>{head}{r['trace']._repr_html_()}<span style='font-size:80%'>right answer: {html.escape(str(r['answer']))}</span></div>"
         title = f"step {self[0]['step']}" if self else "empty"
         return f"<div>{title}</div><div style='display:flex;flex-wrap:wrap;gap:8px'>{''.join(map(column, self))}</div>"
@@ -737,19 +742,51 @@ def browse(out): # -> ipywidgets
 @dataclass
 class GRPOParameters:
     "What `30_grpo` can be told."
-    checkpoint: str = "data/tiny-cooper"; data: str = "data/scenes/train"; evaluation: str = "data/scenes/test"; out: str = "outputs/grpo"
-    steps: int = 12; prompts_per_step: int = 4; num_generations: int = 4; accumulation: int = 1; steps_per_generation: int = 1; num_iterations: int = 1
-    learning_rate: float = 2e-5; lora_rank: int = 0; dtype: str = "float32"; gradient_checkpointing: bool = False
-    beta: float = 0.0; loss_type: str = "dapo"; epsilon: float = 0.2; epsilon_high: float = 0.0; scale_rewards: str = "group"
-    top_entropy_quantile: float = 1.0; mask_truncated_completions: bool = False; temperature: float = 1.0; top_p: float = 1.0
-    mode: list[str] = field(default_factory=lambda: ["cooperate"]); max_new_tokens: int = 0; max_turns: int = 0
-    rewards: list[str] = field(default_factory=lambda: ["accuracy", "format", "cooperation"])
-    reward_weights: list[float] = field(default_factory=lambda: [1.0, 1.0, 1.0])
-    reward_options: dict = field(default_factory=dict) # see `as_reward_functions`
-    per_scene: int = 5; questions: int = 0; eval_questions: int = 24; eval_steps: int = 0
-    flow_weight: float = 0.0; flow_data: str = "data/scenes/train/amg.jsonl"; flow_scenes: int = 64; map_every: int = 4
-    batch_size: int = 32; save_steps: int = 50; keep_every: int = 4; log_completions: bool = False; report_to: str = "none"; seed: int = 0
-    num_processes: int = 1; num_machines: int = 1
+    checkpoint: str = "data/tiny-cooper" # folder to start from: one that has learned to draw and to reason, or out/model of an earlier run
+    data: str = "data/scenes/train" # a rendered split to ask about, or a .jsonl file of RL rows with its pictures beside it
+    evaluation: str = "data/scenes/test" # the same, held out: asked before and after
+    out: str = "outputs/grpo" # where everything is written; the trained model is in out/model
+    steps: int = 12 # optimizer steps
+    prompts_per_step: int = 4 # questions per step
+    num_generations: int = 4 # traces per question: a group
+    accumulation: int = 1 # passes that a step is spread over, to save memory
+    steps_per_generation: int = 1 # steps that one round of traces is spread over
+    num_iterations: int = 1 # how often each trace is learned from
+    learning_rate: float = 2e-5 # constant
+    lora_rank: int = 0 # rank of the adapter that is trained instead of the model; 0: the model itself
+    dtype: str = "float32" # of the weights; bfloat16 only with an adapter, or small steps are rounded away
+    gradient_checkpointing: bool = False # recompute activations, to save memory
+    beta: float = 0.0 # weight of the KL term that holds the model near its start; 0: none
+    loss_type: str = "dapo" # TRL's names: grpo, bnpo, dr_grpo, dapo, cispo, sapo, ...
+    epsilon: float = 0.2 # how far a probability may move before its gain is cut
+    epsilon_high: float = 0.0 # the same upwards; 0: as epsilon
+    scale_rewards: str = "group" # advantages are divided by the deviation of the group, of the batch, or none
+    top_entropy_quantile: float = 1.0 # share of tokens, the least certain ones, that are learned from
+    mask_truncated_completions: bool = False # are traces that were cut short left out of the loss?
+    temperature: float = 1.0 # of sampling
+    top_p: float = 1.0 # of sampling; 1: no cut
+    mode: list[str] = field(default_factory=lambda: ["cooperate"]) # direct, reason, perceive or cooperate; several, comma separated, are mixed group by group
+    max_new_tokens: int = 0 # per turn; 0: what the checkpoint says
+    max_turns: int = 0 # of a cooperative trace; 0: what the checkpoint says
+    rewards: list[str] = field(default_factory=lambda: ["accuracy", "format", "cooperation"]) # some of accuracy, format, cooperation, judge, length; or package.module:function
+    reward_weights: list[float] = field(default_factory=lambda: [1.0, 1.0, 1.0]) # one for each reward
+    reward_options: dict = field(default_factory=dict) # of the rewards, by name: {"judge": {"model": "NAME@https://host/v1"}, "length": {"limit": 400}}
+    per_scene: int = 5 # questions about each scene, when `data` is a rendered split
+    questions: int = 0 # use so many questions of `data`; 0: all
+    eval_questions: int = 24 # held-out questions, kinds in turns
+    eval_steps: int = 0 # optimizer steps between evaluations on them while training; 0: none
+    flow_weight: float = 0.0 # weight of a loss that keeps the drawings true; 0: none
+    flow_data: str = "data/scenes/train/amg.jsonl" # pictures with true maps, for that loss
+    flow_scenes: int = 64 # use so many of them
+    map_every: int = 4 # optimizer steps between measurements of the maps that traces drew; 0: none
+    batch_size: int = 32 # traces sampled at once
+    save_steps: int = 50 # optimizer steps between checkpoints
+    keep_every: int = 4 # optimizer steps between rollouts that are kept; 0: none
+    log_completions: bool = False # TRL's table of completions, printed and below out/completions
+    report_to: str = "none" # trackio, tensorboard, wandb
+    seed: int = 0 # of everything
+    num_processes: int = 1 # that share the work, one for each GPU; above 1: started by accelerate
+    num_machines: int = 1 # that they run on, inside a SLURM job (nbs/30_grpo.sbatch)
     def __post_init__(self):
         bad = at_least(1, self, "steps prompts_per_step num_generations accumulation steps_per_generation num_iterations per_scene eval_questions flow_scenes "
                                 "batch_size save_steps num_processes num_machines")
@@ -876,8 +913,7 @@ def train(p: GRPOParameters) -> tuple[Curves, dict]:
 def main(args: list[str] | None = None):
     "`accelerate launch -m cooper.cooperate.grpo --config parameters.yaml`; all but `reward_options` may also be an option: `--steps 2000`."
     with telling_errors():
-        p, = TrlParser(GRPOParameters).parse_args_and_config(args)
-        train_here(checked(GRPOParameters, asdict(p))) # a file may hold any type
+        train_here(checked(GRPOParameters, asdict(parsed(GRPOParameters, args)))) # a file may hold any type
 
 # %% ../../nbs/32_grpo_trainer.ipynb #011c3120
 class BeforeAfter:

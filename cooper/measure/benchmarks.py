@@ -10,7 +10,7 @@ from itertools import zip_longest
 import numpy as np
 from fastcore.basics import patch
 from PIL import Image
-from ..core import NotBuilt, file_hash, progress, read_jsonl, resolve, seed_for, write_jsonl, write_whole
+from ..core import NotBuilt, bootstrap_interval, file_hash, progress, read_jsonl, resolve, seed_for, write_jsonl, write_whole
 from ..model.modalities import MODES, map_from_dict, modality
 from ..model.traces import Trace
 from ..perceive.data import AmgRow
@@ -41,7 +41,8 @@ class Estimate:
     def __repr__(self): return f"{self}, n={self.n}"
     def __str__(self):
         unit = {"%": " %", "points": "", "": ""}.get(self.unit, f" {self.unit}")
-        return f"{self._show(self.value)}{unit} [{self._show(self.low)}, {self._show(self.high)}]"
+        between = f"{self._show(self.low)}, {self._show(self.high)}" if self.low <= self.high else "no interval" # NaN
+        return f"{self._show(self.value)}{unit} [{between}]"
 
 # %% ../../nbs/41_benchmarks.ipynb #f844dea3
 def _members(n, clusters) -> list: # of arrays of places, one for each cluster
@@ -67,13 +68,9 @@ def bootstrap(
     values = np.asarray(values, float)
     if not len(values): raise ValueError("bootstrap: there are no values; expected at least one")
     members = _members(len(values), clusters)
-    rng = np.random.default_rng(seed_for("bootstrap", seed, len(members), resamples))
-    picks = rng.integers(0, len(members), (resamples, len(members)))
-    drawn = _mean_of(values, members, picks) if statistic is None else np.array([statistic(values[np.concatenate([members[m] for m in p])]) for p in picks])
+    def again(picks): return _mean_of(values, members, picks) if statistic is None else [statistic(values[np.concatenate([members[m] for m in p])]) for p in picks]
     value = float(values.mean() if statistic is None else statistic(values))
-    if not np.isfinite(drawn).any(): return Estimate(value, np.nan, np.nan, len(values), unit)
-    low, high = np.quantile(drawn[np.isfinite(drawn)], [.025, .975])
-    return Estimate(value, float(low), float(high), len(values), unit)
+    return Estimate(value, *bootstrap_interval(len(members), again, "bootstrap", seed, len(members), resamples, resamples=resamples), len(values), unit)
 
 # %% ../../nbs/41_benchmarks.ipynb #1f243d8a
 def _exchanged(steps): # probability of each sum of those steps that keep their sign, for coins
@@ -225,7 +222,7 @@ def scene_questions(
 # %% ../../nbs/41_benchmarks.ipynb #72fe30d2
 FILES = ("sibench", "cv-bench", "blink", "mmvp", "mmbench", "3dsrbench", "q-spatial", "vsr", "sat", "vsi-bench", "clevr-cogent", "superclevr", "pixmo-count", "mm-vet")
 MAPS = ("nyu", "kitti", "vkitti", "ade20k") # depth and segments, not questions
-LATER = (*MAPS, "spar-bench", "spatialviz", "vlmevalkit", "lmms-eval")
+LATER = (*MAPS, "spar-bench", "spatialviz")
 
 def benchmark(
     name: str = "scenes",

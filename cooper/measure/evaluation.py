@@ -243,7 +243,7 @@ def told(scored: Scored) -> list: # of dicts, one for each question, in words th
         why = r["why"].replace(f": {value}", f": {item.say(value)}") if value is not None and r["by"] == "rule" else r["why"]
         return dict(checkpoint=r["model"], mode=r["mode"], data_id=r["id"], kind=item.kind or "all", question=item.question, truth=item.said,
             prediction=None if value is None else item.say(value), outcome=r["outcome"], by=r["by"], why=why, score=None if r["scores"] is None else r["scores"]["score"],
-            correct=r["scores"] is not None and r["scores"]["score"] == 1, chance=item.chance, constant=blind[item.id], reply=r["reply"], trace=r["trace"],
+            correct=r["scores"] is not None and r["scores"]["score"] == 1, chance=item.chance, constant=blind[item.id], reply=r["reply"], trace=r["trace"], stamp=r["stamp"],
             calls=r["calls"], tokens=r["tokens"], seconds=r["seconds"])
     return [one(r) for r in scored.rows if r["sample"] == 0]
 

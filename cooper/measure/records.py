@@ -4,11 +4,11 @@
 
 # %% ../../nbs/47_records.ipynb #4ca156e8
 from __future__ import annotations
-import fcntl, hashlib, json, math, os, time
+import hashlib, json, math, os, time
 from dataclasses import dataclass
 from functools import cached_property
 import numpy as np
-from ..core import progress, read_jsonl, resolve, root, seed_for, write_whole
+from ..core import append_jsonl, progress, read_jsonl, resolve, root, seed_for, whole_lines, write_whole
 from .benchmarks import P_HEADS, P_NOTE, Table, bootstrap, corrected, difference
 from ..reason.hosted import say, weights_hash
 from .protocols import Exam, clusters, read_item, scores
@@ -17,7 +17,7 @@ from ..reason.answers import Reading
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'COMPARABLE', 'GROUPS', 'OURS', 'SIZES', 'Answered', 'Plain', 'dtype_of', 'CooperAnswers', 'has_trace',
-           'read_trace', 'HostedAnswers', 'append', 'read_records', 'collect', 'Scored', 'score', 'same_protocol',
+           'read_trace', 'HostedAnswers', 'read_records', 'collect', 'Scored', 'score', 'same_protocol',
            'protocol_card', 'results', 'details', 'paired', 'against', 'pass_at_k', 'passes', 'differs', 'Printed',
            'published']
 
@@ -115,30 +115,11 @@ class HostedAnswers:
         return [Answered(r.text, r.completion_tokens, r.seconds, error=r.error, truncated=r.truncated) for r in replies]
 
 # %% ../../nbs/47_records.ipynb #8cd1373b
-def append(path, row: dict):
-    "Adds one row to a JSONL file that others may be writing too."
-    data = (json.dumps(row, ensure_ascii=False) + "\n").encode()
-    path = resolve(path); path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        size = _whole_lines(f)
-        if size < f.seek(0, os.SEEK_END): f.truncate(size)
-        f.write(data); f.flush(); os.fsync(f.fileno())
-
-def _whole_lines(f): # bytes up to the end of the last whole line
-    end = f.seek(0, os.SEEK_END)
-    while end:
-        start = max(0, end - 65536); f.seek(start)
-        at = f.read(end - start).rfind(b"\n")
-        if at >= 0: return start + at + 1
-        end = start
-    return 0
-
 def read_records(path) -> list:
     "The rows of a file of records; a last line that was cut off is left out. ValueError with file:line for any other."
     path = resolve(path)
     if not path.exists(): return []
-    with open(path, "rb") as f: whole = _whole_lines(f) == f.seek(0, os.SEEK_END)
+    with open(path, "rb") as f: whole = whole_lines(f) == f.seek(0, os.SEEK_END)
     rows = read_jsonl(path) if whole else [json.loads(l) for l in path.read_bytes().split(b"\n")[:-1] if l.strip()]
     lacks = next((r for r in rows if not {"id", "stamp", "key"} <= set(r)), None)
     if lacks is not None: raise ValueError(f"{path}: a row has no id, stamp or key; expected what `collect` wrote")
@@ -196,7 +177,7 @@ def collect(
             got = answerer.ask([i for i, _, _ in part], [(seed, answerer.mode, i.id, k) for i, k, _ in part])
             for (i, k, s), a in zip(part, got):
                 row = _record(exam, i, answerer, a, seed, k, s, hashes[i.id], config, settings)
-                append(out, row); bar.update()
+                append_jsonl(out, row); bar.update()
                 known[s] = row
     if world > 1: known = known | {r["stamp"]: r for r in read_records(out) if r["reply"] is not None and takes(r)}
     now = lambda i: dict(model=answerer.name, exam=exam.name, key=exam.key, kind=i.kind, truth=i.said) # asked alike before: in a smaller exam, under another name, with labels that were corrected since

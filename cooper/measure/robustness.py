@@ -68,7 +68,8 @@ class Majority:
         return "no idea" if common is None or item.rule == "choice" and ord(common) - 65 >= len(item.options) else item.say(common)
 
 # %% ../../nbs/44_robustness.ipynb #335dd003
-OPPOSITES = (("closer", "farther"), ("nearer", "farther"), ("closest", "farthest"), ("nearest", "farthest"), ("left", "right"), ("above", "below"), ("higher", "lower"), ("taller", "shorter"),
+OPPOSITES = (("closer to", "farther from"), ("nearer to", "farther from"), ("closest to", "farthest from"), ("nearest to", "farthest from"),
+             ("closer", "farther"), ("nearer", "farther"), ("closest", "farthest"), ("nearest", "farthest"), ("left", "right"), ("above", "below"), ("higher", "lower"), ("taller", "shorter"),
              ("larger", "smaller"), ("bigger", "smaller"), ("in front of", "behind"))
 _FLIP = {}
 for a, b in OPPOSITES: _FLIP.setdefault(a, b); _FLIP.setdefault(b, a)

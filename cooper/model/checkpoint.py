@@ -842,7 +842,8 @@ def locate(
     alone = not (path / "config.json").is_file() or read_json(path / "config.json").get("model_type") != "cooper"
     return path, base or (_snapshot(BAGEL, None, _SMALL_FILES) if alone and not all(_has(path, n) for n in BASE) else None)
 
-def _is_id(where): return re.fullmatch(r"[\w.-]+/[\w.-]+", str(where)) is not None and not resolve(where).parent.is_dir()
+def _is_id(where): # folders of this repository are none, wherever it is run from
+    return re.fullmatch(r"(?!data/|outputs/)[\w.-]+/[\w.-]+", str(where)) is not None and not resolve(where).parent.is_dir()
 
 # %% ../../nbs/06_checkpoint.ipynb #426c8cbb
 @contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy, json, math, numbers, os, re
 from dataclasses import dataclass
 import numpy as np, torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import AutoProcessor, ProcessorMixin
 from .modalities import MODALITIES, MODES, read_modalities, stored_modalities
 from .modeling import CooperConfig
@@ -42,20 +42,26 @@ class Resize:
         return picture.resize(self.size(*picture.size), Image.Resampling.BICUBIC)
 
 # %% ../../nbs/05_processor.ipynb #cbe71193
+def _eight_bits(picture): # greys of sixteen bits, which Pillow would cut off at 255; others stay as they are
+    if not picture.mode.startswith("I"): return picture
+    greys = np.asarray(picture)
+    return picture if picture.mode == "I" and greys.max() < 256 else Image.fromarray(np.rint(greys.clip(0, 65535) / 257).astype(np.uint8))
+
 def to_rgb(picture: Image.Image) -> Image.Image:
-    "RGB; transparency is composited on white (an LA picture just loses its alpha, as in the reference)."
+    "RGB; transparency is composited on white (an LA picture just loses its alpha, as in the reference), 16-bit greys are scaled from 65535 to 255."
+    picture = _eight_bits(picture)
     if picture.mode != "RGBA" and "transparency" not in picture.info: return picture.convert("RGB")
     picture = picture.convert("RGBA")
     white = Image.new("RGB", picture.size, (255, 255, 255)); white.paste(picture, mask=picture.getchannel("A"))
     return white
 
 def read_picture(picture: Image.Image | str | os.PathLike) -> Image.Image:
-    "A picture or a file as an RGB picture with its pixels loaded; ValueError names the file it cannot read."
+    "A picture or a file as an RGB picture with its pixels loaded, turned as its EXIF orientation says; ValueError names the file it cannot read."
     name = getattr(picture, "filename", None) or "the picture" if isinstance(picture, Image.Image) else os.fspath(picture)
     try:
         if not isinstance(picture, Image.Image): picture = Image.open(picture)
         picture.load()
-        return to_rgb(picture)
+        return to_rgb(ImageOps.exif_transpose(picture))
     except FileNotFoundError: raise ValueError(f"{name}: there is no such file; expected a picture") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as e: raise ValueError(f"{name}: cannot be read as a picture ({e})") from None
 

@@ -191,7 +191,9 @@ def train(width, layers, samples):
 train(32, 1, 1) # what the libraries load when they are first used
 before = psutil.Process().memory_info().rss
 said = train(*map(int, sys.argv[1:]))
-most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+if sys.platform == "linux": # ru_maxrss would there begin with the peak of the process that started this one
+    most = next(1024 * int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+else: most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 print(json.dumps(dict(said=said.total, measured=(most - before) / 2 ** 30, activations=said.activations)))
 """
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from ..core import Curves, NotBuilt, at_least, checked, decode_picture, generator, in_notebook, progress, read_jsonl, resolve, write_jsonl, write_whole
+from ..core import Curves, NotBuilt, at_least, checked, decode_picture, generator, in_notebook, parsed, progress, read_jsonl, resolve, write_jsonl, write_whole
 from ..model.checkpoint import load_model, save_model
 from ..model.engine import Engine, token_count
 from ..model.modalities import DepthMap, SegmentMap, modality, png_bytes
@@ -948,9 +948,8 @@ def main(args=None, cls=AmgParameters, folder="amg", examples_of=amg_examples):
     """A worker of stage 1: `accelerate launch --config_file data/launch/ddp.yaml -m cooper.perceive.supervised --config run.yaml`.
 
     The YAML file and the command line hold fields of `AmgParameters`."""
-    from trl import TrlParser
     with telling_errors():
-        p, = TrlParser((cls,)).parse_args_and_config(args)
+        p = parsed(cls, args)
         work(checked(cls, {k: getattr(p, k) for k in cls.__dataclass_fields__}), folder, examples_of)
 
 # %% ../../nbs/14_supervised.ipynb #6b605ff7

@@ -4,12 +4,14 @@
 
 # %% ../../nbs/63_report.ipynb #d2742144
 from __future__ import annotations
-import argparse, base64, html, io, json, re, shutil, sys, threading, time
+import argparse, base64, html, io, json, math, os, re, shutil, sys, threading, time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from urllib.parse import quote
 import numpy as np
 from PIL import Image
-from ..core import file_hash, resolve, root, write_whole
+from ..core import Curves, RunRecord, file_hash, resolve, root, seed_for, write_whole
 from ..measure.benchmarks import Benchmark, Case, Table, read_case, traces
 from ..model.modalities import DepthMap, SegmentMap, png_bytes, spectral
 from ..model.traces import Trace, parse_turn
@@ -17,10 +19,13 @@ from ..perceive.data import read_amg
 from ..perceive.scenes import CLASSES, FAR, NEAR
 
 # %% auto #0
-__all__ = ['COLOURS', 'CHECKPOINTS', 'WRONG', 'RECIPE', 'Plate', 'accuracy_figure', 'difference_figure', 'depth_cases',
-           'depth_calibration', 'segmentation_cases', 'image_html', 'captioned', 'row_of', 'counted', 'chip', 'ruler',
-           'words', 'TraceCase', 'trace_cases', 'page', 'trace_figure', 'telling', 'best_and_worst', 'Executed',
-           'executed', 'glance', 'build_report', 'Step', 'run_step', 'demo', 'main']
+__all__ = ['COLOURS', 'CHECKPOINTS', 'FEW', 'WRONG', 'RULES', 'MOST_MB', 'RECIPE', 'Plate', 'wilson', 'accuracy_figure',
+           'difference_figure', 'depth_cases', 'depth_calibration', 'segmentation_cases', 'image_html', 'captioned',
+           'row_of', 'counted', 'chip', 'ruler', 'words', 'TraceCase', 'trace_cases', 'page', 'trace_figure', 'telling',
+           'best_and_worst', 'drawing_gain', 'Pick', 'picks', 'place', 'linked', 'json_rows', 'Gallery', 'drawn_wrong',
+           'gallery', 'Asked', 'exam_gallery', 'study_gallery', 'methods_gallery', 'training_gallery', 'Executed',
+           'executed', 'named_pictures', 'glance', 'fitted', 'build_report', 'Part', 'part', 'Step', 'run_step', 'demo',
+           'main']
 
 # %% ../../nbs/63_report.ipynb #358f8c0e
 @dataclass(eq=False)
@@ -28,11 +33,16 @@ class Plate:
     "A matplotlib figure that shows itself in a notebook and can be saved."
     figure: object # matplotlib Figure
     dpi: int = 78
-    def _repr_png_(self) -> bytes:
+    alt: str = "" # what it shows, in words
+    @cached_property
+    def _png(self) -> bytes: # once: a layout that is made again may differ by a pixel, and then it is another picture
         buffer, small = io.BytesIO(), io.BytesIO()
         self.figure.savefig(buffer, format="png", dpi=self.dpi, facecolor="white")
         Image.open(buffer).convert("RGB").save(small, format="PNG", optimize=True)
         return small.getvalue()
+    def _repr_png_(self) -> bytes: return self._png
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        return {"image/png": base64.b64encode(self._png).decode(), "text/plain": self.alt or "a figure"}, {"image/png": dict(alt=self.alt)} if self.alt else {}
     def save(self, path) -> Path:
         with write_whole(path) as aside: aside.write_bytes(self._repr_png_())
         return resolve(path)
@@ -54,15 +64,30 @@ def _plain(ax, grid="y"): # an axis for bars and points
 COLOURS = dict(direct="#9a9a9a", reason="#0072b2", perceive="#e69f00", cooperate="#009e73") # Okabe and Ito: safe for colour-blind readers
 CHECKPOINTS = ("#a9b8c6", "#2b4a6b", "#cc79a7", "#d55e00") # before, after, more
 
-def _values(rows): # accuracy and error bars, in percent
-    value, low, high = (100 * np.array([getattr(r["accuracy"], k) for r in rows]) for k in ("value", "low", "high"))
-    return value, np.stack([value - low, high - value]).clip(0)
+FEW = 10 # fewer questions are cases, no rate
+
+def wilson(value: float, n: int, z: float = 1.96) -> tuple: # (low, high)
+    "The 95 % interval of a share (Wilson 1927); it has a width also where all answers are alike."
+    middle, half = value + z * z / (2 * n), z * math.sqrt(value * (1 - value) / n + z * z / (4 * n * n))
+    return tuple(float((middle + s * half) / (1 + z * z / n)) for s in (-1, 1))
+
+def _span(r): # (low, high, line style)
+    e = r["accuracy"]
+    return (e.low, e.high, "-") if e.low < e.high else (*wilson(e.value, r["n"]), ":") # NaN too
 
 def _bars(ax, groups, label, colour, place, width): # one series: a bar in each group
-    value, error = _values(groups)
-    ax.bar(np.arange(len(groups)) + place, value, width * .92, label=label, color=colour)
-    for x, (v, over) in enumerate(zip(value, error[1])): ax.text(x + place, v + over + 1.5, f"{v:.0f}", ha="center", fontsize=6.5, color="#333333")
-    ax.errorbar(np.arange(len(groups)) + place, value, error, fmt="none", ecolor="black", elinewidth=.8, capsize=2)
+    for x, r in enumerate(groups):
+        v, few, (low, high, style) = r["accuracy"].value, r["n"] < FEW, _span(r)
+        look = dict(facecolor="white", edgecolor=colour, lw=1) if few else dict(color=colour)
+        ax.bar(x + place, 100 * v, width * .92, **look)
+        error = ax.errorbar(x + place, 100 * v, [[max(0, 100 * (v - low))], [max(0, 100 * (high - v))]], fmt="none", ecolor="black", elinewidth=.8, capsize=2)
+        error[2][0].set_linestyle(style)
+        ax.text(x + place, 100 * high + 1.5, f"{v * r['n']:g}/{r['n']}" if few else f"{100 * v:.0f}", ha="center", fontsize=6.5, color="#333333")
+    ax.bar([0], [0], color=colour, label=label) # for the legend
+
+def _honest(ax, rows): # what the legend must say beside the series
+    if any(r["n"] < FEW for r in rows): ax.bar([0], [0], facecolor="white", edgecolor="#555555", label=f"empty: fewer than {FEW} questions")
+    if any(_span(r)[2] == ":" for r in rows): ax.plot([], [], color="black", lw=.8, ls=":", label="dotted: answers all alike (Wilson)")
 
 def _guess(r): return max(r["chance"] or 0, r["constant"]) # the better blind guess; a file may not say among how many options one guesses
 
@@ -76,6 +101,7 @@ def _panel(ax, series, colours, title=""): # series: name -> rows, one row for e
     first, width = next(iter(series.values())), .84 / len(series)
     for j, (name, rows) in enumerate(series.items()): _bars(ax, rows, name, colours[j % len(colours)], (j - (len(series) - 1) / 2) * width, width)
     _guesses(ax, first)
+    _honest(ax, [r for rows in series.values() for r in rows])
     _plain(ax)
     ax.set_xticks(range(len(first)), [f"{r['kind']}\nn={r['n']}" for r in first], fontsize=8)
     ax.set_ylim(0, 110); ax.set_yticks(range(0, 101, 20))
@@ -95,10 +121,15 @@ def accuracy_figure(
         for ax, m in zip(axes.flat, modes): _panel(ax, {c: summary.where(mode=m, checkpoint=c) for c in names}, CHECKPOINTS, f"mode: {m}")
         for ax in axes.flat[len(modes):]: ax.set_axis_off()
     for ax in axes[:, 0]: ax.set_ylabel("accuracy [%]", fontsize=9)
-    fig.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=9, fontsize=8, frameon=False)
-    return Plate(fig)
+    shown = {label: h for ax in axes.flat for h, label in zip(*ax.get_legend_handles_labels())} # each label once
+    fig.legend(shown.values(), shown, loc="outside upper center", ncols=5, fontsize=8, frameon=False)
+    return Plate(fig, alt=f"Accuracy by kind of question; all kinds together: {'; '.join(map(_rate, summary.where(kind='all')))}.")
 
-# %% ../../nbs/63_report.ipynb #220edd9c
+def _rate(r): # a row of all kinds in words
+    low, high, _ = _span(r)
+    return f"{r['checkpoint'] + ', ' if r.get('checkpoint') else ''}mode {r['mode']}, {100 * r['accuracy'].value:.0f} % of {r['n']} questions (95 % interval {100 * low:.0f} to {100 * high:.0f})"
+
+# %% ../../nbs/63_report.ipynb #d49c9339
 def difference_figure(
     change: Table, # of `compare`
 ) -> Plate:
@@ -115,9 +146,11 @@ def difference_figure(
     ax.set_yticks(range(len(rows)), [f"{r['mode']}, {r['kind']} (n={r['n']})" for r in rows], fontsize=7.5)
     ax.set_xlabel("after − before [percentage points]", fontsize=9)
     _plain(ax, "x")
-    return Plate(fig)
+    said = [f"{r['mode']} {100 * r['difference'].value:+.0f} points ({100 * r['difference'].low:+.0f} to {100 * r['difference'].high:+.0f}) on {r['n']} questions"
+            for r in change.rows if r["kind"] == "all"]
+    return Plate(fig, alt=f"What changed from before to after: {'; '.join(said)}.")
 
-# %% ../../nbs/63_report.ipynb #d638b3e2
+# %% ../../nbs/63_report.ipynb #1eca6c1c
 def _show(ax, picture, title="", **options):
     image = ax.imshow(picture, interpolation="nearest", **options)
     ax.set(xticks=[], yticks=[])
@@ -128,7 +161,7 @@ def _show(ax, picture, title="", **options):
 def _side(ax, text): # what a row is
     ax.set_ylabel(text, fontsize=8, rotation=0, ha="right", va="center", labelpad=8)
 
-# %% ../../nbs/63_report.ipynb #1eca6c1c
+# %% ../../nbs/63_report.ipynb #3af4d646
 def depth_cases(
     cases: list, # of `Case`
     near: float = NEAR, far: float = FAR, # ends of the depth colour bar, metres
@@ -147,9 +180,9 @@ def depth_cases(
     for image, columns, label in ((shown, axes[:, 1:3], "depth [m]"), (wrong, axes[:, 3], "error [m]")):
         bar = fig.colorbar(image, ax=columns, location="bottom", aspect=40, pad=.02, extend="both" if label[0] == "e" else "neither")
         bar.set_label(label, fontsize=8); bar.ax.tick_params(labelsize=7)
-    return Plate(fig)
+    return Plate(fig, alt="Picture, true depth, drawn depth and error: " + "; ".join(f"{c.name}, AbsRel {c.depth_quality['absrel']:.3f}" for c in cases) + ".")
 
-# %% ../../nbs/63_report.ipynb #8717b508
+# %% ../../nbs/63_report.ipynb #ba784b0f
 def depth_calibration(
     cases: list, # of `Case`
 ) -> Plate:
@@ -166,9 +199,10 @@ def depth_calibration(
     ax.set_xlabel("true depth [m]", fontsize=9); ax.set_ylabel("drawn depth [m]", fontsize=9)
     _plain(ax, "both")
     bar = fig.colorbar(image, ax=ax); bar.set_label(f"pixels (of {len(true):,})", fontsize=8); bar.ax.tick_params(labelsize=7)
-    return Plate(fig)
+    close = np.mean(np.abs(drawn / true - 1) < .05)
+    return Plate(fig, alt=f"Drawn against true depth of {len(true):,} pixels; {100 * close:.0f} % of them lie within 5 % of the truth.")
 
-# %% ../../nbs/63_report.ipynb #ee248321
+# %% ../../nbs/63_report.ipynb #2905c30e
 WRONG = (200, 0, 160) # a colour that no class has
 
 def _painted(labels, classes): # (H, W) indices to (H, W, 3), in the colours of the classes
@@ -185,7 +219,7 @@ def _legend(fig, colours, **options):
     boxes = [Patch(facecolor=np.array(c) / 255, edgecolor="#888888", lw=.6, label=n) for n, c in colours.items()]
     fig.legend(handles=boxes, loc="outside lower center", ncols=len(boxes), fontsize=8, frameon=False, handlelength=1.2, **options)
 
-# %% ../../nbs/63_report.ipynb #2905c30e
+# %% ../../nbs/63_report.ipynb #5bc1b885
 def segmentation_cases(
     cases: list, # of `Case`
 ) -> Plate:
@@ -196,9 +230,10 @@ def segmentation_cases(
         for ax, p, head in zip(row, panels, ("picture", "true classes", "drawn classes", "wrong pixels")): _show(ax, p, head if i == 0 else "")
         _side(row[0], f"{case.name}\n{100 * (case.labels_on_truth == case.labels).mean():.1f} % of\npixels right")
     _legend(fig, CLASSES | {"wrong": WRONG})
-    return Plate(fig)
+    right = "; ".join(f"{c.name}, {100 * (c.labels_on_truth == c.labels).mean():.0f} % of pixels right" for c in cases)
+    return Plate(fig, alt=f"Picture, true classes, drawn classes and wrong pixels: {right}.")
 
-# %% ../../nbs/63_report.ipynb #3c2ee884
+# %% ../../nbs/63_report.ipynb #900eb5f4
 def image_html(picture, width=150, alt="") -> str: # PIL or PNG bytes, inline
     data = picture if isinstance(picture, bytes) else png_bytes(picture, 256)
     style = "image-rendering:pixelated;display:block;border:1px solid rgba(128,128,128,.5);background:#fff"
@@ -214,9 +249,9 @@ def row_of(*parts) -> str: return f"<div style='display:flex;flex-wrap:wrap;alig
 def counted(n, noun) -> str: return f"{n} {noun}" + ("" if n == 1 else "s")
 
 def chip(text, colour) -> str:
-    return f"<span style='background:{colour};color:#fff;border-radius:.8em;padding:.1em .7em;font-size:.85em'>{html.escape(text)}</span>"
+    return f"<span style='display:inline-block;margin:.1em .2em .1em 0;background:{colour};color:#fff;border-radius:.8em;padding:.1em .7em;font-size:.85em'>{html.escape(text)}</span>"
 
-# %% ../../nbs/63_report.ipynb #900eb5f4
+# %% ../../nbs/63_report.ipynb #2271e1db
 def ruler(near: float = NEAR, far: float = FAR, width: int = 200) -> str:
     "A strip of depth colours with its metres, HTML."
     stops = ",".join(f"rgb({','.join(str(int(255 * v)) for v in spectral()[i])})" for i in range(0, 256, 15))
@@ -224,7 +259,7 @@ def ruler(near: float = NEAR, far: float = FAR, width: int = 200) -> str:
             f"<div style='width:{width}px;height:.7em;border-radius:3px;"
             f"background:linear-gradient(90deg,{stops})'></div>{far:g} m</div>")
 
-# %% ../../nbs/63_report.ipynb #d0c079ca
+# %% ../../nbs/63_report.ipynb #6a5bf53b
 def words(text) -> str: # one turn: its thought, what it asks for, its answer
     turn = parse_turn(text)
     if turn.thought is None and turn.answer is None and not turn.request: return f"<p style='margin:.3em 0'>{html.escape(text)}</p>"
@@ -250,7 +285,7 @@ def _agreement(case) -> str: # how good a drawing is, in words
     if case.drawn_depth is not None: return f", AbsRel {case.depth_quality['absrel']:.3f}"
     return f", {100 * (case.labels_on_truth == case.labels).mean():.0f} % right" if case.drawn_labels is not None else ""
 
-# %% ../../nbs/63_report.ipynb #6a5bf53b
+# %% ../../nbs/63_report.ipynb #8bac6ac4
 @dataclass(eq=False)
 class TraceCase:
     "A trace, the right answer, and the true maps of its scene."
@@ -266,11 +301,11 @@ class TraceCase:
         verdict = answer + ("" if self.correct else f" <span style='font-size:.9em'>right: {html.escape(self.truth)}</span>")
         spent = f"{t.mode} · {counted(t.calls, 'drawing')} · {counted(t.tokens, 'token')}"
         last = f"<p style='margin:.5em 0 0'>{verdict}<span style='font-size:.8em;opacity:.7;margin-left:1em'>{spent}</span></p>"
-        body = f"<div style='flex:1;min-width:20em'><b>{html.escape(t.question)}</b>{''.join(steps)}{last}</div>"
+        body = f"<div style='flex:1;min-width:min(20em,100%)'><b>{html.escape(t.question)}</b>{''.join(steps)}{last}</div>"
         return (f"<div style='border:1px solid rgba(128,128,128,.35);border-radius:6px;padding:.8em;margin:.6em 0'>"
                 + row_of(captioned(t.pictures[0], self.title or "picture", 190), body) + "</div>")
 
-# %% ../../nbs/63_report.ipynb #8bac6ac4
+# %% ../../nbs/63_report.ipynb #da52111a
 def trace_cases(
     cooper, bench: Benchmark,
     records: list, # of `evaluate`: which ones to show
@@ -289,7 +324,7 @@ def page(parts) -> object: # IPython HTML
     from IPython.display import HTML
     return HTML("".join(p._repr_html_() for p in parts))
 
-# %% ../../nbs/63_report.ipynb #bb45f3c5
+# %% ../../nbs/63_report.ipynb #25e9c40a
 def _panels(tc): # (title, picture or text) from left to right
     yield tc.title or "picture", tc.trace.pictures[0]
     for s in tc.trace.steps:
@@ -312,9 +347,10 @@ def trace_figure(tc: TraceCase) -> Plate:
         if head == "thought": ax.text(.5, .98, textwrap.fill(p, 26), ha="center", va="top", fontsize=7.2)
         else: ax.text(.5, .6, p, ha="center", va="top", fontsize=9, color="#1b7837" if tc.correct else "#b2182b")
     fig.suptitle(f"{tc.trace.question} ({tc.trace.mode})", fontsize=10, fontweight="bold")
-    return Plate(fig)
+    drew = f"drew {' and '.join(tc.trace.drawn)}, " if tc.trace.drawn else ""
+    return Plate(fig, alt=f"{tc.trace.question} It {drew}answered {tc.trace.answer or 'nothing'}, which is {'right' if tc.correct else f'wrong (right: {tc.truth})'}.")
 
-# %% ../../nbs/63_report.ipynb #09ce345d
+# %% ../../nbs/63_report.ipynb #837b2e46
 def telling(
     records: list, # of `evaluate`
     mode: str = "cooperate",
@@ -336,7 +372,211 @@ def best_and_worst(cases: list, count: int = 4) -> list: # of `Case`, best first
     order = sorted(cases, key=lambda c: c.depth_quality["absrel"])
     return order if len(order) <= count else order[:count // 2] + order[count // 2 - count:]
 
-# %% ../../nbs/63_report.ipynb #c5862a6a
+# %% ../../nbs/63_report.ipynb #e4159343
+RULES = {"best": "the highest mean score over the modes; among equals, the drawing closest to the truth",
+         "worst": "the lowest mean score over the modes; among equals, the drawing farthest from the truth",
+         "disagreement": "the modes gave the most different answers; among equals, the most even split of right and wrong",
+         "perceiving helped": "the largest mean score of the modes that drew, less that of the modes that did not",
+         "perceiving hurt": "the largest mean score of the modes that did not draw, less that of the modes that did"}
+
+def _score(r): return r["score"] if "score" in r else float(r["correct"]) # None: not judged
+def _mean(rows): return sum(map(_score, rows)) / len(rows)
+
+def drawing_gain(rows: list) -> float | None: # None: all drew, or none
+    "Of one question: mean score of the modes that drew less that of the modes that did not."
+    drew, not_so = ([r for r in rows if bool(r["calls"]) == d] for d in (True, False))
+    return _mean(drew) - _mean(not_so) if drew and not_so else None
+
+def _differ(rows): return len({str(r.get("prediction")) for r in rows})
+
+_ORDER = {"best": lambda q: -_mean(q), "worst": _mean, # the smallest wins; None: the rule says nothing about it
+          "disagreement": lambda q: (-_differ(q), abs(_mean(q) - .5)) if _differ(q) > 1 else None,
+          "perceiving helped": lambda q: -g if (g := drawing_gain(q)) and g > 0 else None,
+          "perceiving hurt": lambda q: g if (g := drawing_gain(q)) and g < 0 else None}
+
+# %% ../../nbs/63_report.ipynb #cde49d34
+@dataclass(eq=False)
+class Pick:
+    "A question that a rule chose."
+    rule: str # one of `RULES`
+    rows: list # its answers, one for each mode
+    row: dict # the one whose trace is shown
+    equals: int = 1 # questions that fit as well
+    compared: int = 1 # of these, how many drawings were compared with the truth
+    most: int = 40 # of these, how many were looked at, at most
+    @property
+    def why(self) -> str:
+        alike, gain = _differ(self.rows), drawing_gain(self.rows)
+        said = "all answered alike" if alike == 1 else f"{alike} different answers"
+        return f"mean score {_mean(self.rows):.2f} over {counted(len(self.rows), 'mode')}, {said}" + (f", {gain:+.2f} with drawings" if gain else "") + self._tie
+    @property
+    def _tie(self): # who decided among equals
+        if self.equals == 1 or self.compared == self.equals: return ""
+        chosen = f"the drawings of {self.compared} were compared" if self.compared else "this is the first by name"
+        return f"; of {self.equals} equal questions {chosen}" + (f" (at most {self.most} are looked at, drawn by lot)" if self.equals > self.most > 0 else "")
+
+def _shown_row(rule, rows): # whose trace tells it: of those as good (or bad) as any, the one that drew most
+    sign = -1 if rule in ("worst", "perceiving hurt") else 1
+    pool = [r for r in rows if r["calls"]] if rule.startswith("perceiving") else rows
+    return max(pool, key=lambda r: (sign * _score(r) if rule != "disagreement" else 0, r["calls"], r["mode"] == "cooperate"))
+
+def picks(
+    rows: list, # of one checkpoint: `told` (49) or `evaluate` (41), a row for each question and mode
+    far=lambda row: None, # how far what a row drew is from the truth; None: not known
+    most: int = 40, # rows that each rule looks at to break ties
+) -> list: # of `Pick`; a rule that fits no question is not among them
+    "One question for each rule. ValueError for rows of several checkpoints."
+    names = {r.get("checkpoint") for r in rows}
+    if len(names) > 1: raise ValueError(f"picks: rows of {', '.join(map(str, sorted(names)))}; expected those of one checkpoint")
+    asked, found = {}, []
+    for r in rows:
+        if _score(r) is not None: asked.setdefault(r["data_id"], []).append(r)
+    for rule, order in _ORDER.items():
+        scored = {i: o for i, q in asked.items() if (o := order(q)) is not None}
+        if not scored: continue
+        least, taken = min(scored.values()), {p.row["data_id"] for p in found}
+        equals = [i for i, o in scored.items() if o == least]
+        fresh = [i for i in equals if i not in taken] or equals
+        best, compared = _closest(rule, {i: _shown_row(rule, asked[i]) for i in fresh}, far, most)
+        found.append(Pick(rule, asked[best], _shown_row(rule, asked[best]), len(fresh), compared, most))
+    return found
+
+def _closest(rule, rows, far, most): # id of the row that wins among equals, and how many were compared
+    looked = sorted(rows, key=lambda i: seed_for("tie", str(i)))[:most] if len(rows) > 1 else [] # by lot, the same whatever the order of the rows
+    away = {i: a for i in looked if (a := far(rows[i])) is not None}
+    sign = -1 if rule == "worst" else 1
+    return min(rows, key=lambda i: (sign * away[i] if i in away else math.inf, str(i))), len(away)
+
+# %% ../../nbs/63_report.ipynb #e4ae20d0
+def place(path, line: int = 0) -> str:
+    "Where something is, HTML: words in a notebook, a link in a page that is written to disk (`linked`)."
+    path = resolve(path)
+    at = path.relative_to(root()).as_posix() if path.is_relative_to(root()) else str(path)
+    return f"<code data-place='{html.escape(at)}'>{html.escape(path.name)}{f', line {line}' if line else ''}</code>"
+
+def linked(page: str, folder) -> str: # HTML
+    "Links to what `place` named, as seen from a folder."
+    def link(m):
+        at = Path(os.path.relpath(resolve(html.unescape(m[2])), resolve(folder))).as_posix()
+        return f"<a href='{html.escape(quote(at, safe='/&'))}'>{m[3]}</a>" # a file may be called 50%#1.json
+    return re.sub(r"<code data-place=(['\"])(.*?)\1>(.*?)</code>", link, page)
+
+def json_rows(path: Path): # yields (number of the line, value, what is wrong with it)
+    "The lines of a JSONL file that may hold broken ones. A last line that was begun and never ended is left out: who wrote it was killed, or is still at it."
+    with open(path, "rb") as f: # cut at newlines alone: str.splitlines also cuts at U+2028, which JSON allows inside a string
+        for n, line in enumerate(f, 1):
+            if not line.strip(): continue
+            try: yield n, json.loads(line), ""
+            except (ValueError, RecursionError) as e:
+                if line.endswith(b"\n"): yield n, None, f"not JSON ({e}); expected one object a line"
+
+# %% ../../nbs/63_report.ipynb #03ffe0e1
+@dataclass(eq=False)
+class Gallery:
+    "Cases that rules chose."
+    picks: list # of `Pick`
+    cases: dict # place in `picks` -> `TraceCase`, or None where no trace was kept
+    records: Path | None = None # JSONL file of the answers
+    @cached_property
+    def _lines(self): # stamp -> (line number, record), of the answers that are shown
+        if self.records is None: return {}
+        shown = [r["stamp"] for p in self.picks for r in p.rows if "stamp" in r]
+        return {row["stamp"]: (n, row) for n, row, _ in json_rows(resolve(self.records)) if isinstance(row, dict) and row.get("stamp", self) in shown}
+    def _record(self, r): # where the record of an answer is, and the record
+        n, record = self._lines.get(r.get("stamp"), (0, None))
+        trace = f" · {place(r['trace'])}" if r.get("trace") else ""
+        if not n: return trace[3:]
+        return f"{place(self.records, n)}{trace}<details><summary>record</summary><pre>{html.escape(json.dumps(record, indent=1, ensure_ascii=False)[:4000])}</pre></details>"
+    def _answer(self, r):
+        said = chip(f"{'✓' if _score(r) == 1 else '✗'} {r['prediction'] if r.get('prediction') is not None else 'no answer'}", "#1b7837" if _score(r) == 1 else "#b2182b")
+        reply = f"<blockquote>{html.escape(r['reply'][:600])}</blockquote>" if r.get("reply") else ""
+        return f"<li>{html.escape(r['mode'])}, {counted(r['calls'], 'drawing')}: {said} {self._record(r)}{reply}</li>"
+    def _pick(self, n, p):
+        shown = self.cases.get(n)
+        body = shown._repr_html_() if shown else f"<p><b>{html.escape(str(p.row.get('question', p.row['data_id'])))}</b> right: {html.escape(str(p.row.get('truth', '?')))}</p>"
+        answers = "".join(map(self._answer, p.rows))
+        return (f"<article><h4>{p.rule[0].upper() + p.rule[1:]}</h4><p><small>Rule: {RULES[p.rule]}. Here: {p.why}.</small></p>{body}"
+                f"<details><summary>all {counted(len(p.rows), 'answer')}, with their records</summary><ul>{answers}</ul></details></article>")
+    def __repr__(self): return f"Gallery({', '.join(p.rule + ': ' + str(p.row['data_id']) for p in self.picks)})"
+    def _repr_html_(self) -> str:
+        none = [r for r in RULES if r not in {p.rule for p in self.picks}]
+        left = f"<p><small>No question fits: {', '.join(none)}.</small></p>" if none else ""
+        return "<div class='gallery'>" + "".join(self._pick(n, p) for n, p in enumerate(self.picks)) + left + "</div>"
+
+# %% ../../nbs/63_report.ipynb #6b818192
+def drawn_wrong(shown: TraceCase | None) -> float | None: # None: nothing is known
+    "How far the drawings of a trace are from the truth: mean AbsRel of its depth maps, else the share of wrong pixels of its segments."
+    if getattr(shown, "case", None) is None: return None
+    beside = [_beside(s, shown.case) for s in shown.trace.steps if s.kind == "draw" and s.map is not None]
+    depth = [c.depth_quality["absrel"] for c in beside if c.drawn_depth is not None]
+    wrong = [float((c.labels_on_truth != c.labels).mean()) for c in beside if c.drawn_labels is not None]
+    return float(np.mean(depth or wrong)) if depth or wrong else None
+
+def gallery(
+    rows: list, # see `picks`
+    show, # function of a row: its `TraceCase`; `Asked` or None where no trace was kept
+    records=None, # JSONL file of the answers; rows then have its `stamp`
+    most: int = 40, # traces that each rule looks at to break ties
+) -> Gallery:
+    "The cases that `RULES` choose."
+    seen = {}
+    def far(r):
+        key = r["data_id"], r["mode"]
+        if key not in seen: seen[key] = drawn_wrong(show(r))
+        return seen[key]
+    chosen = picks(rows, far, most)
+    return Gallery(chosen, {n: show(p.row) for n, p in enumerate(chosen)}, records)
+
+# %% ../../nbs/63_report.ipynb #7908750a
+@dataclass(eq=False)
+class Asked:
+    "A question with its pictures, for answers of which no trace was kept."
+    question: str
+    pictures: list # PIL
+    truth: str
+    def _repr_html_(self) -> str:
+        shown = "".join(captioned(p, f"picture {k}", 190) for k, p in enumerate(self.pictures, 1))
+        return row_of(shown, f"<div><b>{html.escape(self.question)}</b><p>right: {html.escape(self.truth)}</p></div>")
+
+def _of_item(item): return Asked(item.question, [p.open() for p in item.pictures], item.said)
+
+def exam_gallery(
+    p, exam, # of `40_eval`
+    scored: list, # of `Scored`
+    name: str, # of the model or checkpoint
+) -> Gallery:
+    "The gallery of one model of an evaluation, with its traces where they were kept and true maps where they are known."
+    from cooper.measure.evaluation import told, true_case
+    from cooper.measure.records import has_trace, read_trace
+    items = {i.id: i for i in exam.items}
+    def show(r):
+        if not has_trace(r): return _of_item(items[r["data_id"]])
+        return TraceCase(read_trace(r), r["truth"], r["correct"], true_case(p, exam, r["data_id"]), r["data_id"])
+    return gallery([r for s in scored if s.name[0] == name for r in told(s)], show, resolve(p.out) / "answers.jsonl")
+
+def study_gallery(done, records=None) -> Gallery | None: # of `Study` (48), or None
+    "The gallery of a study of prompts: its first model on its first benchmark; what was shown and the prompt stand where the modes stood."
+    from cooper.measure.evaluation import told
+    if not done or not done.runs: return None
+    first = done.runs[0]
+    runs, items = [r for r in done.runs if (r.bank.name, r.model) == (first.bank.name, first.model)], {i.id: i for i in first.scored.exam.items}
+    rows = [t | dict(mode=f"{r.prompt}, {r.seen}", checkpoint=r.model) for r in runs for t in told(r.scored)]
+    return gallery(rows, lambda r: _of_item(items[r["data_id"]]), records)
+
+def methods_gallery(runs, records=None) -> Gallery: # of `SatRuns` (49)
+    "The gallery of ways to train, on the first exam with the first seed; they stand where the modes stood."
+    from cooper.measure.evaluation import told
+    items = {i.id: i for i in runs.exams[runs.first].items}
+    rows = [t | dict(mode=m, checkpoint="") for m in runs.methods for t in told(runs.greedy[m, runs.seeds[0], runs.first])]
+    return gallery(rows, lambda r: _of_item(items[r["data_id"]]), records)
+
+def training_gallery(compared) -> Gallery: # of `BeforeAfter` (32)
+    "The gallery of answers before and after training; before and after stand where the modes stood."
+    rows = [dict(data_id=f"{i:05}", mode=k, calls=t.calls, prediction=t.answer, score=compared.right[k][i], question=t.question, truth=str(compared.rows[i]["answer"]))
+            for k, ts in compared.traces.items() for i, t in enumerate(ts)]
+    return gallery(rows, lambda r: TraceCase(compared.traces[r["mode"]][int(r["data_id"])], r["truth"], r["score"] == 1))
+
+# %% ../../nbs/63_report.ipynb #4492035e
 @dataclass(eq=False)
 class Executed:
     "An executed notebook: where it is, what it says of itself."
@@ -361,7 +601,7 @@ class Executed:
     @property
     def promise(self): return self._found(r"^> (.+)$")
 
-# %% ../../nbs/63_report.ipynb #e4159343
+# %% ../../nbs/63_report.ipynb #95c96db1
 def executed(folder) -> list[Executed]:
     "The executed notebooks of a folder, in the order in which they were run. ValueError names a file that is no notebook."
     import nbformat
@@ -372,7 +612,7 @@ def executed(folder) -> list[Executed]:
     if not found: raise FileNotFoundError(f"{resolve(folder)}: holds no executed notebooks (*.ipynb)")
     return sorted(found, key=lambda e: e.run.get("start_time") or "")
 
-# %% ../../nbs/63_report.ipynb #13a5c9ee
+# %% ../../nbs/63_report.ipynb #0e12de9d
 _SHOWN = ("text/html", "image/png", "image/jpeg", "image/svg+xml", "text/markdown", "text/latex", "text/plain")
 
 def _keep(output) -> bool:
@@ -403,9 +643,23 @@ def _settled(notebook):
         for o in c.get("outputs", []):
             if "text/html" in o.get("data", {}): o.data["text/html"] = _told("".join(o.data["text/html"]))
     _once(nb.cells)
+    _name_pictures(nb.cells)
     return nb
 
-# %% ../../nbs/63_report.ipynb #7bcaee1a
+def _name_pictures(cells): # a picture that says nothing of itself is called after the heading it stands under
+    under = "the notebook"
+    for c in cells:
+        if c.cell_type == "markdown": under = next(iter(re.findall(r"^#+ (.+)$", c.source, re.M)[::-1]), under)
+        for o in c.get("outputs", []):
+            for kind in ("image/png", "image/jpeg"):
+                if kind in o.get("data", {}): o.metadata[kind] = dict(alt=f"Picture under: {under}") | dict(o.metadata.get(kind, {}))
+            if "text/html" in o.get("data", {}): o.data["text/html"] = named_pictures("".join(o.data["text/html"]), f"Picture under: {under}")
+
+def named_pictures(page: str, name: str) -> str: # HTML
+    "Pictures without words of their own get a name."
+    return re.sub(r"<img (?![^>]*\balt=)", f"<img alt='{html.escape(name)}' ", page)
+
+# %% ../../nbs/63_report.ipynb #6bb8d89c
 _TEMPLATE = """{% extends 'basic/index.html.j2' %}
 {% block input_group %}{% if cell.source.strip() %}<details class="code"><summary>code</summary>{{ super() }}</details>{% endif %}{% endblock %}
 """
@@ -421,7 +675,7 @@ def _body(notebook, anchor) -> str:
     body = _exporter().from_notebook_node(_settled(notebook))[0]
     return body.replace('id="cell-id=', f'id="{anchor}-') # a notebook may have run twice
 
-# %% ../../nbs/63_report.ipynb #03ffe0e1
+# %% ../../nbs/63_report.ipynb #b8f7a969
 def _front(e: Executed):
     "The notebook's cells for the front page, without their code; None if there are none."
     import nbformat
@@ -431,12 +685,12 @@ def _front(e: Executed):
     bare = [nbformat.v4.new_code_cell("", outputs=outputs) for outputs in shown]
     return nbformat.v4.new_notebook(cells=bare) if bare else None
 
-# %% ../../nbs/63_report.ipynb #6b818192
+# %% ../../nbs/63_report.ipynb #1ac19f5d
 def _records(folder) -> list[dict]:
     "Every `run.json` (RunRecord) below a folder, in order of start."
     found = []
     for path in resolve(folder).rglob("run.json"):
-        try: found.append(json.loads(path.read_text(encoding="utf-8")))
+        try: found.append(json.loads(path.read_text(encoding="utf-8")) | dict(at=path.parent.relative_to(resolve(folder)).as_posix()))
         except ValueError as e: raise ValueError(f"{path}: not a run record ({e})") from None
     return sorted(found, key=lambda r: r.get("started", ""))
 
@@ -449,35 +703,41 @@ def _ran_on(records) -> str: # one line
     parts += [f"commit {r.get('commit', 'unknown')[:12]}"]
     return " · ".join(p for p in parts if p)
 
-# %% ../../nbs/63_report.ipynb #7908750a
+# %% ../../nbs/63_report.ipynb #2dc7df48
 def _clock(seconds) -> str: return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s" if seconds >= 60 else f"{seconds:.0f} s"
 
-def _contents(notebooks) -> str: # the table of what was run
-    rows = ""
-    for e in notebooks:
-        given = ", ".join(f"{k} = {v}" for k, v in e.run.get("parameters", {}).items()).replace(f"{root()}/", "")
+def _contents(notebooks) -> str: # what was run: a card for each, since a table of sentences fits no phone
+    def card(e):
+        given = [f"{k} = {v}".replace(f"{root()}/", "") for k, v in e.run.get("parameters", {}).items()]
         state = "<b class='bad'>failed</b>" if e.failed else "<b class='bad'>not finished</b>" if e.running else "done"
-        rows += (f"<tr><td><a href='#{e.name}'>{html.escape(e.name)}</a></td>"
-                 f"<td>{html.escape(e.title)}<br><small>{html.escape(e.promise)}</small></td>"
-                 f"<td><small>{html.escape(given) or '–'}</small></td><td class='n'>{_clock(e.seconds)}</td><td>{state}</td></tr>")
-    head = "".join(f"<th>{h}</th>" for h in ("notebook", "what it does", "parameters", "time", ""))
-    return f"<table class='runs'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        return (f"<article class='run'><a href='#{e.name}'>{html.escape(e.name)}</a> <small>{_clock(e.seconds)}, {state}</small>"
+                f"<br>{html.escape(e.title)}. <small>{html.escape(e.promise)}</small>"
+                f"<p class='given'>{' '.join(f'<code>{html.escape(g)}</code>' for g in given) or 'at its defaults'}</p></article>")
+    return "".join(map(card, notebooks))
 
-# %% ../../nbs/63_report.ipynb #2c19d48a
+def _open_runs(records) -> str: # runs that have not ended well, HTML
+    def said(r): return f"{html.escape(r['at'])} ({html.escape(r.get('error') or 'is still at it, or was killed')}, started {html.escape(r.get('started', '?'))})"
+    bad = [said(r) for r in records if r.get("status", "finished") != "finished"]
+    return f"<p class='bad'><b>Not finished:</b> {'; '.join(bad)}. Their numbers are not final.</p>" if bad else ""
+
+# %% ../../nbs/63_report.ipynb #d34a38b0
 def _percent(e, digits=0): return f"{100 * e['value']:.{digits}f}"
 def _interval(e, scale=1, digits=3): return "no interval" if None in (e["low"], e["high"]) else f"95 % interval {scale * e['low']:.{digits}f} to {scale * e['high']:.{digits}f}"
 
 def _tile(number, text) -> str: return f"<div class='tile'><b>{html.escape(number)}</b><span>{html.escape(text)}</span></div>"
 
 def _answer_tiles(rows): # one for each mode: all kinds, first checkpoint to last
-    rows = [r for r in rows if r["kind"] == "all" and r["accuracy"] is not None]
+    rows = [r for r in rows if r.get("kind") == "all" and r.get("accuracy") is not None] # a study of prompts has other answers
     for mode in dict.fromkeys(r["mode"] for r in rows):
         mine = [r for r in rows if r["mode"] == mode]
         number = " → ".join(_percent(r["accuracy"]) for r in (mine[0], mine[-1])[-len(mine):]) # before → after, where there are two checkpoints
         r, guess = mine[-1], 100 * _guess(mine[-1])
-        yield _tile(number + " %", f"right in mode {mode}; {_interval(r['accuracy'], 100, 0)}, n = {r['n']}; best blind guess {guess:.0f} %")
+        low = r["accuracy"]["low"]
+        than = "too few to set against" if r["n"] < FEW or low is None else "surely above" if 100 * low > guess else "not surely above"
+        which = f" ({mine[0]['checkpoint']} → {r['checkpoint']}; what follows is the last)" if len(mine) > 1 else ""
+        yield _tile(number + " %", f"right in mode {mode}{which}; {_interval(r['accuracy'], 100, 0)}, {counted(r['n'], 'question')}; {than} the best blind guess, {guess:.0f} %")
 
-# %% ../../nbs/63_report.ipynb #4492035e
+# %% ../../nbs/63_report.ipynb #c88e3fe1
 def _drawing_tiles(table): # None: nothing was drawn
     if not table: return
     rows, last = {r["measure"]: r for r in table["rows"]}, [k for k in table["columns"] if k.startswith("drawn")][-1]
@@ -497,63 +757,181 @@ def glance(folder) -> str:
     if "incomplete" in results: return f"<p class='bad'><b>The newest evaluation is not complete, and has no results yet.</b> {html.escape(results['incomplete'])}</p>"
     return f"<div class='tiles'>{''.join([*_answer_tiles(results.get('answers', dict(rows=[]))['rows']), *_drawing_tiles(results.get('drawings'))])}</div>"
 
-# %% ../../nbs/63_report.ipynb #e008fe1f
+# %% ../../nbs/63_report.ipynb #53deb3d8
 _CSS = """
 :root{color-scheme:light dark;--fg:#1d2127;--bg:#fff;--soft:#f4f5f7;--line:#d5d9df;--link:#0b62a8;--bad:#b2182b}
 @media(prefers-color-scheme:dark){:root{--fg:#dfe3e8;--bg:#15181c;--soft:#1f242a;--line:#3a414a;--link:#79b8f3;--bad:#ff7b72}}
-body{font:16px/1.55 system-ui,sans-serif;color:var(--fg);background:var(--bg);max-width:62rem;margin:0 auto;padding:1.5rem 1.2rem 6rem}
+*{box-sizing:border-box}
+body{font:16px/1.55 system-ui,sans-serif;color:var(--fg);background:var(--bg);max-width:62rem;margin:0 auto;padding:1.5rem 1.2rem 6rem;overflow-wrap:break-word}
 a{color:var(--link)} h1{line-height:1.2} h2{margin-top:2.4em;border-bottom:1px solid var(--line)}
-section.notebook{border-top:3px solid var(--line);margin-top:4em}
-table{border-collapse:collapse;font-size:.92em;margin:.8em 0;display:block;overflow-x:auto;max-width:100%}
-th,td{padding:.3em .8em;text-align:left;vertical-align:top}
-thead th{border-bottom:1px solid var(--line)} td.n{white-space:nowrap} .runs td{border-bottom:1px solid var(--line)}
+section.notebook{border-top:3px solid var(--line);margin-top:1.5em;padding-top:.8em}
+section.notebook>details>summary,.gallery summary{cursor:pointer} section.notebook>details>summary{font-weight:600}
+.scroll,.figure,.output_png,.output_jpeg,.output_svg,.jp-RenderedImage{overflow-x:auto;max-width:100%}
+table{border-collapse:collapse;font-size:.92em;margin:.8em 0}
+th,td{padding:.3em .8em;text-align:left;vertical-align:top} caption{white-space:nowrap}
+thead th{border-bottom:1px solid var(--line)}
 small{opacity:.8} .bad{color:var(--bad)}
-img{max-width:100%;height:auto} .jp-RenderedImage img,.output_png img,div.output_area>img{background:#fff;border-radius:6px;padding:4px}
-pre{overflow-x:auto;font-size:.85em;background:var(--soft);padding:.6em .8em;border-radius:5px}
+img{max-width:100%;height:auto}
+.figure img,.output_png img,.output_jpeg img,.jp-RenderedImage img{max-width:max(100%,42rem);background:#fff;border-radius:6px;padding:4px}
+code{overflow-wrap:anywhere;font-size:.88em} pre{overflow-x:auto;font-size:.85em;background:var(--soft);padding:.6em .8em;border-radius:5px} pre code{overflow-wrap:normal}
 blockquote{margin:.5em 0;padding-left:1em;border-left:3px solid var(--line);opacity:.9}
-.tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(11rem,1fr));gap:.8rem;margin:1.5rem 0}
+article{margin:.9em 0} article.run{border-left:3px solid var(--line);padding-left:.8em} .given{margin:.2em 0} .given code{background:var(--soft);border-radius:4px;padding:.05em .4em;margin-right:.2em}
+.tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(15rem,100%),1fr));gap:.8rem;margin:1.5rem 0}
 .tile{background:var(--soft);border-radius:8px;padding:.8rem 1rem}
 .tile b{display:block;font-size:1.5em;line-height:1.3} .tile span{font-size:.82em;opacity:.85}
-details.code{margin:.3em 0} details.code>summary{cursor:pointer;font-size:.8em;opacity:.6} nav a{margin-right:1.2em} .prompt{display:none}
+details.code{margin:.3em 0} details.code>summary{cursor:pointer;font-size:.8em;opacity:.6} nav a{margin-right:1.2em;display:inline-block} .prompt{display:none}
+@media(max-width:40rem){.figure.wide::before{content:"\\2194  swipe for the whole figure";position:sticky;left:0;display:block;width:max-content;font-size:.72em;opacity:.65}
+body{padding:1rem .9rem 4rem} figure{margin:0 .3em .5em 0 !important;max-width:47%} h1{font-size:1.5em} blockquote{margin-left:0}}
 """
 
-# %% ../../nbs/63_report.ipynb #0e12de9d
+# %% ../../nbs/63_report.ipynb #05872cbe
 def _styles() -> str:
     "Own style and that of highlighted code, for light and dark."
     from pygments.formatters import HtmlFormatter
     light, dark = (HtmlFormatter(style=s, nobackground=True).get_style_defs(".highlight") for s in ("default", "github-dark"))
     return _CSS + light + "@media(prefers-color-scheme:dark){" + dark + "}"
 
+def _document(title, body) -> str: # a whole page
+    return (f"<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width,initial-scale=1'>"
+            f"<title>{html.escape(title)}</title><style>{_styles()}</style></head><body id='top'><h1>{html.escape(title)}</h1>{_boxed(body)}</body></html>")
+
+_FIGURE = re.compile(r"<div class=['\"](?:figure|output_png[^'\"]*)['\"][^>]*>(?=\s*<img\b[^>]*?src=[\"']data:image/png;base64,([A-Za-z0-9+/]{32}))")
+
+def _boxed(body): # a wide table scrolls in a box of its own, a wide figure too; on a phone it says so
+    def figure(m): wide = int.from_bytes(base64.b64decode(m[1])[16:20], "big") > 400; return "<div class='figure wide' tabindex='0'>" if wide else "<div class='figure'>" # the width stands there
+    return _FIGURE.sub(figure, re.sub(r"<table\b.*?</table>", lambda m: f"<div class='scroll' tabindex='0'>{m[0]}</div>", body, flags=re.S))
+
 def _html(title, notebooks, records, tiles="") -> str:
     last = {e.title: e.name for e in notebooks if _front(e)} # of a notebook that ran twice, the last run is shown
     shown = [e for e in notebooks if last.get(e.title) == e.name]
     def front(e): return (f"<h2 id='front-{e.name}'>{html.escape(e.title)}</h2><p>{html.escape(e.promise)} <a href='#{e.name}'>whole notebook</a></p>"
                           + _body(_front(e), "front-" + e.name))
-    def whole(e): return (f"<section class='notebook' id='{e.name}'>{_body(e.notebook, e.name)}"
-                          "<p><a href='#top'>back to the front page</a></p></section>")
+    def whole(e): return (f"<section class='notebook' id='{e.name}'><details><summary>{html.escape(e.name)}: the whole notebook</summary>{_body(e.notebook, e.name)}"
+                          "<p><a href='#top'>back to the front page</a></p></details></section>")
     failed = "".join(f"<p class='bad'><b>{html.escape(e.name)} {'failed' if e.failed else 'is not finished'}.</b> What follows is what there is.</p>"
-                     for e in notebooks if e.failed or e.running)
+                     for e in notebooks if e.failed or e.running) + _open_runs(records)
     nav = " ".join(f"<a href='#front-{e.name}'>{html.escape(e.title)}</a>" for e in shown)
     seconds = _clock(sum(e.seconds for e in notebooks))
-    return (f"<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
-            f"<title>{html.escape(title)}</title><style>{_styles()}</style></head><body id='top'>"
-            f"<h1>{html.escape(title)}</h1>{failed}<nav>{nav}</nav>{tiles}<h2>What was run</h2>"
-            f"<p>{html.escape(_ran_on(records))} · {seconds} in all</p>{_contents(notebooks)}"
-            f"{''.join(map(front, shown))}{''.join(map(whole, notebooks))}</body></html>")
+    return _document(title, f"{failed}<nav>{nav}</nav>{tiles}<h2>What was run</h2><p>{html.escape(_ran_on(records))} · {seconds} in all</p>"
+                            f"{_contents(notebooks)}{''.join(map(front, shown))}<h2>The notebooks</h2>{''.join(map(whole, notebooks))}")
 
-# %% ../../nbs/63_report.ipynb #6bb8d89c
+# %% ../../nbs/63_report.ipynb #6d8d51ff
+MOST_MB = 9.5 # of a report: what most servers take in a mail is 10
+_PICTURE = re.compile(r"<img\b[^>]*?src=[\"']data:image/(?:png|jpeg|gif|webp);base64,([A-Za-z0-9+/=\s]+)[\"'][^>]*>")
+
+def _alt(tag): return next((html.unescape(m[1] or m[2]) for m in [re.search(r"alt=(?:'([^']*)'|\"([^\"]*)\")", tag[:2000])] if m), "picture") or "picture"
+
+def _shown_once(page: str, least: int = 20_000) -> str: # HTML; least: characters of a picture, the small ones of cards may come again
+    "A figure that came before is a link to where it is."
+    first, seen = page.find("<section class='notebook'"), {}
+    def one(m):
+        key = "".join(m[1].split())
+        if len(key) < least: return m[0]
+        if key in seen and m.start() > first > 0: return f"<a href='#{seen[key]}'>figure above: {html.escape(_alt(m[0]))}</a>"
+        if key not in seen: seen[key] = f"figure-{len(seen) + 1}"; return f"<span id='{seen[key]}'></span>{m[0]}"
+        return m[0]
+    return _PICTURE.sub(one, page)
+
+def _coarser(tag, data, most=None): # an <img> as WebP with loss, at most so many pixels wide; as it was, where that is not smaller
+    try: picture = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
+    except (OSError, ValueError): return tag
+    if most and picture.width > most: picture = picture.resize((most, max(1, picture.height * most // picture.width)))
+    buffer = io.BytesIO(); picture.save(buffer, "WEBP", quality=75 if most is None else 55)
+    new = base64.b64encode(buffer.getvalue()).decode()
+    return re.sub(r"data:image/\w+;base64,[A-Za-z0-9+/=\s]+", lambda _: f"data:image/webp;base64,{new}", tag) if len(new) < len(data) else tag
+
+def _thinner(page, most): # the pictures of a page made coarser, then left out, from the last, until it fits; page, what was done
+    parts, at = [], 0
+    for m in _PICTURE.finditer(page): parts += [page[at:m.start()], m]; at = m.end()
+    parts.append(page[at:])
+    size, done = len(page.encode()), [0, 0]
+    images = {k: (m[0], m[1]) for k, m in enumerate(parts) if k % 2}
+    def swap(k, new): nonlocal size; size += len(new.encode()) - len(images[k][0].encode()); images[k] = (new, (_PICTURE.search(new) or [0, ""])[1])
+    for step in (None, 420, 0):
+        for k in sorted(images, reverse=True):
+            if size <= most: break
+            if step == 0: swap(k, f"<em>[picture left out: {html.escape(_alt(images[k][0]))}]</em>"); done[1] += 1
+            else:
+                new = _coarser(*images[k], step)
+                done[0] += new != images[k][0] and step is None
+                swap(k, new)
+    return "".join(images[k][0] if k % 2 else parts[k] for k in range(len(parts))), done
+
+# %% ../../nbs/63_report.ipynb #2c0c6c88
+def fitted(page: str, most_mb: float = MOST_MB) -> str: # HTML
+    "A page of at most so many MB (of 1,000,000 bytes). ValueError if even its words are more."
+    most, page = int(most_mb * 1e6) - 1000, _shown_once(page) # the sentence about it needs room too
+    if len(page.encode()) <= most: return page
+    page, (coarser, gone) = _thinner(page, most)
+    notebooks = re.findall(r"<section class='notebook' id='([^']*)'>.*?</section>", page, flags=re.S)[::-1]
+    cut = []
+    for name in notebooks:
+        if len(page.encode()) <= most: break
+        left = f"<section class='notebook' id='{name}'><p>{name}.ipynb was too large for this page.</p></section>"
+        page = re.sub(rf"<section class='notebook' id='{re.escape(name)}'>.*?</section>", lambda _: left, page, flags=re.S); cut.append(name)
+    if len(page.encode()) > most: raise ValueError(f"the report has {len(page.encode()) / 1e6:.1f} MB without pictures and notebooks; expected at most {most_mb:g}: show fewer and smaller tables")
+    done = [f"{counted(coarser, 'picture')} stored coarser"] * (coarser > 0) + [f"{gone} left out, the last ones first"] * (gone > 0) + [f"without {', '.join(cut)}"] * bool(cut)
+    return page.replace("</h1>", f"</h1><p><small>To stay below {most_mb:g} MB: {'; '.join(done)}. The executed notebooks beside this file hold everything.</small></p>", 1)
+
+# %% ../../nbs/63_report.ipynb #d729c857
+def _write(path, page, most_mb): # HTML to a file
+    with write_whole(path) as aside: aside.write_text(fitted(linked(page, resolve(path).parent), most_mb), encoding="utf-8")
+    return resolve(path)
+
 def build_report(
     folder="outputs/demo", # of executed notebooks; artefacts and run records below it
     out=None, # the HTML file; `report.html` in the folder if None
     title: str = "A small COOPER: trained and measured",
+    most_mb: float = MOST_MB, # of the file, see `fitted`
 ) -> Path:
     "One self-contained HTML page from the executed notebooks of a folder: a front page, then every notebook with its code folded."
     folder = resolve(folder)
-    page = _html(title, executed(folder), _records(folder), glance(folder))
-    with write_whole(out or folder / "report.html") as aside: aside.write_text(page, encoding="utf-8")
-    return resolve(out or folder / "report.html")
+    return _write(out or folder / "report.html", _html(title, executed(folder), _records(folder), glance(folder)), most_mb)
 
-# %% ../../nbs/63_report.ipynb #b8f7a969
+# %% ../../nbs/63_report.ipynb #a4ed32f9
+def _words(curves: Curves) -> str:
+    return "Curves over steps: " + "; ".join(f"{k} {p[0][1]:.3g} to {p[-1][1]:.3g}" for k, p in curves.points.items() if p) + "."
+
+def _as_html(thing, name) -> str: # whatever a notebook shows, as HTML
+    if hasattr(thing, "_repr_html_") and (shown := thing._repr_html_()): return named_pictures(shown, name)
+    if isinstance(thing, (list, tuple)): return "".join(_as_html(t, name) for t in thing)
+    if isinstance(thing, dict): thing = "; ".join(f"{k}: {f'{v:.4g}' if isinstance(v, float) else v}" for k, v in thing.items())
+    if hasattr(thing, "savefig"): thing = Plate(thing) # a bare matplotlib figure
+    if not hasattr(thing, "_repr_png_"): return f"<p>{html.escape(str(thing))}</p>"
+    alt = _words(thing) if isinstance(thing, Curves) else getattr(thing, "alt", "") or name
+    return f"<div class='figure' tabindex='0'><img alt='{html.escape(alt)}' src='data:image/png;base64,{base64.b64encode(thing._repr_png_()).decode()}'></div>"
+
+@dataclass(eq=False)
+class Part:
+    "What came of one run."
+    record: dict # of its `RunRecord`
+    shown: dict # heading -> what is shown under it
+    path: Path | None = None # the page it was written to
+    @property
+    def body(self) -> str: # HTML
+        r = self.record
+        data = "".join(f"<li>{html.escape(k)} <small>sha256 {v[:12]}</small></li>" for k, v in r.get("data", {}).items())
+        given = " ".join(f"<code>{html.escape(f'{k} = {v}')}</code>" for k, v in r.get("params", {}).items())
+        state = "" if r.get("status") == "finished" else f"<p class='bad'><b>{html.escape(str(r.get('status', 'not finished')))}.</b> These numbers are not final.</p>"
+        return (f"{state}<p><small>{html.escape(_ran_on([r]))} · {html.escape(r.get('started', ''))} · {_clock(r.get('seconds', 0))}</small></p>"
+                + (f"<p>On:</p><ul>{data}</ul>" if data else "") + f"<details><summary>all {counted(len(r.get('params', {})), 'parameter')}</summary><p class='given'>{given}</p></details>"
+                + "".join(f"<h3>{html.escape(k)}</h3>{_as_html(v, k)}" for k, v in self.shown.items()))
+    def _repr_html_(self) -> str: return self.body + (f"<p><small>Also a page of its own: {place(self.path)}</small></p>" if self.path else "")
+
+def part(
+    run: RunRecord, # a record that is finished
+    title: str, # of the page
+    shown: dict, # heading -> figure, table, gallery, words, or a list of them; None is left out
+    most_mb: float = MOST_MB,
+) -> Part:
+    "The last cell of a RUN notebook: shows what came of the run, and writes it to `report.html` beside its record."
+    kept = {k: [x for x in v if x is not None] if isinstance(v, (list, tuple)) else v for k, v in shown.items()}
+    made = Part(json.loads(run.path.read_text(encoding="utf-8")), {k: v for k, v in kept.items() if v is not None and v != []})
+    folder = run.path.parent
+    made.path = _write(folder / "report.html", _document(title, glance(folder) + made.body), most_mb)
+    return made
+
+# %% ../../nbs/63_report.ipynb #7e79695e
 @dataclass(frozen=True)
 class Step:
     "One line of a recipe."
@@ -571,7 +949,7 @@ RECIPE = (
     Step("40_eval", "40_eval_after", 90, dict(checkpoints="before={out}/sft/model,after={out}/grpo/model", questions=60, out="{out}/eval")),
 )
 
-# %% ../../nbs/63_report.ipynb #30333ba2
+# %% ../../nbs/63_report.ipynb #c2cbfeaf
 def _done(path) -> tuple[int, int]: # cells that have run, cells
     try: cells = [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
     except (OSError, ValueError): return 0, 0
@@ -582,11 +960,13 @@ def _watch(path, step, stop, say):
     start, live = time.monotonic(), sys.stderr.isatty()
     while not stop.wait(1 if live else 20):
         done, cells = _done(path)
-        line = f"  {step.name}: cell {done} of {cells}, {_clock(time.monotonic() - start)} of about {_clock(step.about)}"
+        gone = time.monotonic() - start
+        usual = f"of about {_clock(step.about)}" if gone <= step.about else f"(two cores that do nothing else take about {_clock(step.about)})"
+        line = f"  {step.name}: cell {done} of {cells}, {_clock(gone)} {usual}"
         say("\r" + line + "   " if live else line + "\n")
     if live: say("\r" + " " * 70 + "\r")
 
-# %% ../../nbs/63_report.ipynb #d34a38b0
+# %% ../../nbs/63_report.ipynb #efb1a90c
 def _filled(parameters, out) -> dict: return {k: v.replace("{out}", str(out)) if isinstance(v, str) else v for k, v in parameters.items()}
 
 def run_step(
@@ -603,7 +983,7 @@ def run_step(
     finally: stop.set(); watcher.join()
     return target
 
-# %% ../../nbs/63_report.ipynb #3e894d90
+# %% ../../nbs/63_report.ipynb #2f681250
 def _basis(recipe) -> dict: # what the results of a recipe depend on
     given = {v for step in recipe for v in step.parameters.values() if isinstance(v, str) and v.startswith("data/")} | {"data/scenes"}
     return {"recipe": [[s.notebook, s.name, s.parameters] for s in recipe], "data": {p: file_hash(p) for p in sorted(given) if resolve(p).exists()}}
@@ -635,7 +1015,7 @@ def demo(
     if failed: print(f"demo stopped in {failed}\nthe executed notebook with the whole error: {out / step.name}.ipynb", file=sys.stderr, flush=True)
     return 1 if failed else 0
 
-# %% ../../nbs/63_report.ipynb #b3d6dd1c
+# %% ../../nbs/63_report.ipynb #b94ea913
 def main(argv=None) -> int:
     "`python -m cooper.present.report demo --out outputs/demo` or `... build --out outputs/demo`."
     parser = argparse.ArgumentParser(prog="cooper.present.report", description="Run the demonstration, or build a report from executed notebooks.")
@@ -648,5 +1028,5 @@ def main(argv=None) -> int:
     except (FileNotFoundError, ValueError) as e: print(e, file=sys.stderr); return 1
     return 0
 
-# %% ../../nbs/63_report.ipynb #2c0c6c88
+# %% ../../nbs/63_report.ipynb #ff4512fd
 if __name__ == "__main__" and "__file__" in globals(): raise SystemExit(main()) # a notebook has no __file__

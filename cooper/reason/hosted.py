@@ -34,6 +34,9 @@ def user(*parts) -> dict: return turn("user", *parts)
 def assistant(text: str) -> dict: return dict(role="assistant", content=[text]) # a reply is words, even one that is called cup.png
 
 # %% ../../nbs/23_hosted.ipynb #5ea31345
+def _sendable(text): # half a pair of surrogates, as a broken reply may have one, cannot be sent
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
 @dataclass(frozen=True, eq=False)
 class Chat:
     "A conversation that waits for its next turn."
@@ -46,6 +49,7 @@ class Chat:
         if self.max_tokens < 1: raise ValueError(f"Chat: max_tokens is {self.max_tokens}; expected 1 or more")
         if not 0 <= self.temperature < math.inf: raise ValueError(f"Chat: temperature is {self.temperature}; expected 0 or more")
         if self.sample and not self.temperature: raise ValueError(f"Chat: sample is {self.sample} at temperature 0; every sample would be the same")
+        object.__setattr__(self, "messages", [m | dict(content=[_sendable(p) if isinstance(p, str) else p for p in m["content"]]) for m in self.messages])
     @property
     def pictures(self) -> list: # in order
         return [p for m in self.messages for p in m["content"] if not isinstance(p, str)]
@@ -630,7 +634,7 @@ def _one(self: Hosted, key, chat):
     if reply.text is not None: note(None, "seen") # only now: killed before, it is lost
     return reply
 
-# %% ../../nbs/23_hosted.ipynb #f5712e32
+# %% ../../nbs/23_hosted.ipynb #fe33469d
 ENDED = ("completed", "failed", "expired", "cancelled")
 
 @dataclass
@@ -659,7 +663,7 @@ def _ordered(self: Hosted) -> tuple: # tokens and US dollars at most, of batches
     under_way = [w for j in self.jobs() if not j.closed for w in j.worst]
     return sum(w[0] for w in under_way), sum(w[1] for w in under_way)
 
-# %% ../../nbs/23_hosted.ipynb #fe33469d
+# %% ../../nbs/23_hosted.ipynb #b33cecbe
 @patch
 def fresh(self: Hosted, todo: dict, got) -> dict:
     "Answers for what is not known; raises what no other request could get around, after those under way have come home."
@@ -685,7 +689,7 @@ def fresh(self: Hosted, todo: dict, got) -> dict:
     if trouble is not None: raise trouble
     return done
 
-# %% ../../nbs/23_hosted.ipynb #c9c7a49b
+# %% ../../nbs/23_hosted.ipynb #add7f56a
 class Rehearsal:
     "A small OpenAI-compatible server on this machine that answers by a function: for studies without a key, and for tests."
     def __init__(self,
@@ -713,7 +717,7 @@ class Rehearsal:
         return dict(id="rehearsal", object="chat.completion", model=body["model"], usage=dict(prompt_tokens=n_in, completion_tokens=n_out),
                     choices=[dict(index=0, finish_reason="stop", message=dict(role="assistant", content=said))])
 
-# %% ../../nbs/23_hosted.ipynb #add7f56a
+# %% ../../nbs/23_hosted.ipynb #0b2ba1fa
 @patch
 def reply_to(self: Rehearsal, method, path, headers, data) -> tuple: # (status, headers, text or bytes), 'reset' or 'drip'
     "What the server says."
@@ -736,7 +740,7 @@ def _upload(self: Rehearsal, headers, data):
     self.files[name] = part.partition(b"\r\n\r\n")[2].removesuffix(b"\r\n")
     return 200, {}, json.dumps(dict(id=name, object="file", bytes=len(self.files[name])))
 
-# %% ../../nbs/23_hosted.ipynb #0b2ba1fa
+# %% ../../nbs/23_hosted.ipynb #cf499b72
 @patch
 def _create(self: Rehearsal, order):
     name = f"batch-{len(self.batches)}"
@@ -764,7 +768,7 @@ def _work(self: Rehearsal, b): # answers every line
     b["output_file_id"] = f"out-{b['id']}"
     self.files[b["output_file_id"]] = b"\n".join(self.batch_lines(lines))
 
-# %% ../../nbs/23_hosted.ipynb #cf499b72
+# %% ../../nbs/23_hosted.ipynb #1ac20f75
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def log_message(self, *_): pass

@@ -5,6 +5,7 @@
 # %% ../../nbs/24_prompting.ipynb #607f13be
 from __future__ import annotations
 import ast, html, itertools, json, math, re
+from collections import deque
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from ..core import NotBuilt
@@ -247,14 +248,28 @@ def _spans(text): # outermost {...} and [...] of a text, strings respected; the 
         i += 1
     return found + ([(start, len(text), stack)] if stack else [])
 
+def _ends(text): # places where a value inside the first bracket may have ended, and what would close it there
+    stack, quoted, i = [], False, 0
+    while i < len(text):
+        c = text[i]
+        if quoted:
+            if c == "\\": i += 1
+            elif c in '"\n':
+                quoted = False
+                if c == '"' and i == len(text) - 1: yield i + 1, "".join(stack[::-1])
+        elif c == '"': quoted = True
+        elif c in "{[": stack.append("}" if c == "{" else "]")
+        elif c == ",": yield i, "".join(stack[::-1])
+        elif c == stack[-1]:
+            stack.pop()
+            if not stack: return
+            yield i + 1, "".join(stack[::-1])
+        i += 1
+
 def _closed(text): # (value, 'cut') of JSON without its end: cut back to a whole value, and closed
     if _deep(text): return None, "none"
-    ends = [i for i, c in enumerate(text) if c in ",}]" or c == '"' and i == len(text) - 1]
-    for at in ends[:-400:-1]:
-        head = text[:at + (text[at] != ",")]
-        spans = _spans(head)
-        if not spans or spans[0][0] != 0 or not spans[0][2]: continue
-        try: return json.loads(head + "".join(spans[0][2][::-1]), object_pairs_hook=_pairs), "cut"
+    for end, closers in reversed(deque(_ends(text), maxlen=400)):
+        try: return json.loads(text[:end] + closers, object_pairs_hook=_pairs), "cut"
         except _BAD: pass
     return None, "none"
 
