@@ -18,6 +18,7 @@ SMALLEST = { # notebook -> parameters that let it run in about a minute on two c
     "50_sat_paligemma": dict(eyes="", sizes=dict(picture=32, patch=16, width=32, layers=1, heads=2, vision_width=32, vision_layers=1, vocabulary=400), warmup_steps=4, warmup_batch=4, steps=2, batch_size=2,
         num_generations=2, examples=20, questions=10, unseen_rooms=2, samples=2, max_new_tokens=6),
     "51_prompting_study": dict(questions=5, prompts="bare,scene_graph", max_tokens=32),
+    "52_grpo_study": dict(steps=1, seeds="0", common=dict(prompts_per_step=2, num_generations=2, keep_every=1, eval_questions=1), gain_questions=5, rollouts=2, questions=5, samples=1),
     "60_tour": dict(),
 }
 

@@ -283,6 +283,14 @@ def test_a_few_equal_answers_are_no_knowledge(tmp_path):
     assert _beside_chance(e, .5, 3) == "at chance" and _beside_chance(e, .5, 30) == "below"
 
 
+def test_replies_that_were_cut_short_are_told(tmp_path):
+    exam = sat_exams(SatParameters(questions=10, kinds=["count"], changes=[], unseen_rooms=0))["as trained"]
+    said = answers(tmp_path, exam, lambda i, k: i.said)
+    for r in said.rows[:3]: r["truncated"] = True
+    row, = sat_scores(SatRuns({"few": exam}, {("base", 0, "few"): said})).rows
+    assert row["cut"] == .3 and honest([said]).where(kind="all, micro")[0]["cut"] == .3 and row["accuracy"].value == 1
+
+
 def test_where_nothing_differs_nothing_is_concluded(tmp_path):
     from cooper.core import seed_for
     exams = sat_exams(SatParameters(questions=60, unseen_rooms=0))

@@ -650,7 +650,7 @@ def whole_model(self: CooperGRPOTrainer) -> CooperForConditionalGeneration:
     model = self.accelerator.unwrap_model(self.model)
     return (model.merge_and_unload() if hasattr(model, "merge_and_unload") else model).eval()
 
-# %% ../../nbs/32_grpo_trainer.ipynb #92bf6e62
+# %% ../../nbs/32_grpo_trainer.ipynb #8512b1d9
 def rollout_files(out) -> dict[int, list[Path]]:
     "The files of kept rollouts below a run's folder, by step. FileNotFoundError if there are none."
     found = {}
@@ -658,19 +658,20 @@ def rollout_files(out) -> dict[int, list[Path]]:
     if not found: raise FileNotFoundError(f"{resolve(out) / 'rollouts'}: no rollouts; expected step-*.parquet of a run with keep_every above 0")
     return found
 
-def _read_rollouts(out, steps, columns=None) -> list[dict]:
+def _read_rollouts(out, steps, wanted=None) -> list[dict]: # wanted: names of columns -> those to read; None: all
     import pyarrow.parquet as pq
     files = rollout_files(out)
     missing = [s for s in steps or () if s not in files]
     if missing: raise FileNotFoundError(f"{resolve(out) / 'rollouts'}: no rollouts of step {missing[0]}; there are steps {', '.join(map(str, files))}")
-    return [row for s in steps or files for f in files[s] for row in pq.read_table(f, columns=columns).to_pylist()]
+    return [row for s in steps or files for f in files[s] for row in pq.read_table(f, columns=wanted and wanted(pq.read_schema(f).names)).to_pylist()]
 
 _LIGHT = ("step", "group", "data_id", "kind", "flag", "mode", "question", "answer", "said", "reward", "advantage", "tokens", "drawings", "finished", "valid")
 
 def rollout_table(out, step: int | None = None): # -> pandas DataFrame
-    "Kept rollouts (of one step, or of all) without pictures and ids, a row each."
+    "Kept rollouts (of one step, or of all) without pictures and ids, a row each; rewards by name are in `reward/NAME`."
     import pandas as pd
-    return pd.DataFrame(_read_rollouts(out, None if step is None else [step], list(_LIGHT)))
+    light = lambda names: [n for n in names if n in _LIGHT or n.startswith("reward/")]
+    return pd.DataFrame(_read_rollouts(out, None if step is None else [step], light))
 
 # %% ../../nbs/32_grpo_trainer.ipynb #59fd8002
 def read_rollouts(out, step: int | None = None) -> list[dict]:

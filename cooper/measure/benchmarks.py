@@ -21,10 +21,11 @@ from ..reason.data import KINDS, Question, place, questions
 from ..reason.hosted import weights_hash
 
 # %% auto #0
-__all__ = ['P_HEADS', 'P_NOTE', 'FILES', 'MAPS', 'LATER', 'Estimate', 'bootstrap', 'swap_test', 'holm', 'difference', 'corrected',
-           'Table', 'Benchmark', 'scene_questions', 'benchmark', 'traces', 'record', 'evaluate', 'summarise', 'grid',
-           'compare', 'resized_depth', 'resized_labels', 'Case', 'read_case', 'mean_maps', 'Perception', 'perception',
-           'segmented', 'summarise_perception', 'plain_tables', 'save_tables']
+__all__ = ['P_HEADS', 'P_NOTE', 'DIFFERENCE_HEADS', 'FILES', 'MAPS', 'LATER', 'Estimate', 'bootstrap', 'swap_test', 'holm',
+           'difference', 'corrected', 'over_seeds', 'verdict', 'over_runs', 'wilson', 'Table', 'Benchmark',
+           'scene_questions', 'benchmark', 'traces', 'record', 'evaluate', 'summarise', 'grid', 'compare',
+           'resized_depth', 'resized_labels', 'Case', 'read_case', 'mean_maps', 'Perception', 'perception', 'segmented',
+           'summarise_perception', 'plain_tables', 'save_tables']
 
 # %% ../../nbs/41_benchmarks.ipynb #4f4febf7
 @dataclass(frozen=True, repr=False)
@@ -115,6 +116,40 @@ def corrected(rows: list) -> list: # the same rows
 
 P_HEADS = dict(p="p (exchanged)", holm="p (Holm)")
 P_NOTE = "p: how often exchanging the two answers by a coin, a picture at a time, makes so large a difference; Holm: corrected for all rows."
+
+# %% ../../nbs/41_benchmarks.ipynb #0fef5b4b
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262) # Student's t, 97.5 %, for 1 to 9 degrees of freedom
+
+def over_seeds(values, unit: str = "points") -> Estimate | None: # None: one seed has no spread
+    "The mean over runs with its 95 % interval over runs."
+    values = np.asarray(values, float)
+    if len(values) < 2: return None
+    half = _T[min(len(values), 10) - 2]*values.std(ddof=1)/math.sqrt(len(values))
+    return Estimate(float(values.mean()), float(values.mean() - half), float(values.mean() + half), len(values), unit)
+
+def _beyond_zero(e): return e is not None and (e.low > 0 or e.high < 0)
+
+def verdict(row: dict) -> str: # cells of `difference`, corrected, and `over_seeds`
+    "higher, lower, the same with 'with these seeds', or 'not shown'."
+    e, seeds = row["difference"], row["over_seeds"]
+    if not _beyond_zero(e) or (row.get("holm") is not None and row["holm"] >= .05): return "not shown"
+    word = "higher" if e.value > 0 else "lower"
+    return word if _beyond_zero(seeds) and (seeds.value > 0) == (e.value > 0) else f"{word} with these seeds"
+
+def over_runs(before, after, clusters=None) -> dict: # both [questions, seeds]
+    "The cells of `difference` for the mean over seeds, with both means and the change of each seed."
+    before, after = np.asarray(before, float), np.asarray(after, float)
+    found = difference(before.mean(1), after.mean(1), clusters) if len(before) else dict(n=0, difference=None, better=0, worse=0, p=None)
+    if not len(before): return found | dict(before=None, after=None, over_seeds=None)
+    return found | dict(before=float(before.mean()), after=float(after.mean()), over_seeds=over_seeds((after - before).mean(0)))
+
+DIFFERENCE_HEADS = dict(n="n", before="before %", after="after %", difference="difference [95 %, rooms]", over_seeds="[95 %, seeds]") | P_HEADS | dict(verdict="verdict")
+
+# %% ../../nbs/41_benchmarks.ipynb #d1b8a6d6
+def wilson(value: float, n: int, z: float = 1.96) -> tuple: # (low, high)
+    "The 95 % interval of a share of n."
+    middle, half = value + z*z/(2*n), z*math.sqrt(value*(1 - value)/n + z*z/(4*n*n))
+    return tuple(float((middle + s*half)/(1 + z*z/n)) for s in (-1, 1))
 
 # %% ../../nbs/41_benchmarks.ipynb #b9284c8d
 def _cell(value) -> str:

@@ -1,0 +1,94 @@
+"The study of GRPO: what is refused, what its tables count, and that its sentences say no more than they do."
+from types import SimpleNamespace as Fake
+
+import numpy as np, pandas as pd, pytest
+from IPython.utils.capture import capture_output
+
+from cooper.core import read_jsonl
+from cooper.measure import grpo_study
+from cooper.measure.benchmarks import benchmark
+from cooper.measure.grpo_study import *
+from cooper.measure.protocols import scene_exam
+
+SMALL = dict(prompts_per_step=2, num_generations=2, keep_every=1, map_every=0, eval_questions=1)
+
+
+def invented(after, before=0., ways=("cooperate",), seeds=("0", "1"), n=40, samples=0, calls=(1, 1)):
+    "A study whose answers are made up: `after(seed, i)` and `before` say who is right."
+    p = GRPOStudyParameters(ways={w: dict(mode="cooperate") for w in ways}, common=SMALL, seeds=list(seeds), questions=n, samples=samples)
+    exam = scene_exam(benchmark("scenes", folder=p.evaluation, count=n))
+    def scored(right, calls):
+        return Fake(rows=[dict(id=q.id, scores=dict(score=float(right(i))), calls=calls, tokens=10 + i) for i, q in enumerate(exam.items)])
+    study = GRPOStudy(p, exam, {})
+    for w in ways:
+        study.scored[w, None, "greedy"] = scored(before if callable(before) else lambda i: before, calls[0])
+        for s in p.runs: study.scored[w, s, "greedy"] = scored(lambda i: after(s, i), calls[1])
+    return study
+
+
+def test_what_cannot_be_studied_is_refused_before_anything_runs():
+    for wrong, says in ((dict(seeds=["0", "0"]), "different whole numbers"), (dict(seeds=[]), "'seeds'"), (dict(temperature=0.), "'temperature' is 0"), (dict(ways=dict(a="reason")), "expected options of 30_grpo by name"),
+                        (dict(ways={"!": {}}), "a name with letters"), (dict(common=dict(steps=3)), "'steps' is for all ways"), (dict(ways=dict(a=dict(checkpoint="x"))), "'checkpoint' is for all ways"),
+                        (dict(ways=dict(a=dict(num_generations=0))), "num_generations"), (dict(ways=dict(a=dict(loss="x"))), "expected some of checkpoint"), (dict(steps=0), "'steps' is 0")):
+        with pytest.raises(ValueError) as e: GRPOStudyParameters(**wrong)
+        assert says in str(e.value), e.value
+
+def test_a_way_may_have_steps_of_its_own_and_lists_in_words():
+    p = GRPOStudyParameters(ways=dict(a=dict(steps=9, mode="reason,cooperate", rewards="accuracy,format", reward_weights=[1., 1.]), b={}), steps=3)
+    a, b = p.training("a", 0), p.training("b", 1)
+    assert (a.steps, a.mode, a.rewards) == (9, ["reason", "cooperate"], ["accuracy", "format"]) and (b.steps, b.seed, b.mode) == (3, 1, ["cooperate"])
+    assert a.data == b.data == f"{p.out}/gain/rl.jsonl" and GRPOStudyParameters(data="rows.jsonl").training("reason", 0).data == "rows.jsonl"
+
+
+def test_a_difference_is_counted_on_the_same_questions():
+    study = invented(lambda s, i: i % 2 == 0 or s == 1 and i % 4 == 1, before=lambda i: i % 4 == 0)
+    r, = held_out(study).rows
+    assert (r["before"], r["after"], r["each"]) == (.25, .625, "50, 75") and r["better"] == 20 and r["worse"] == 0
+    assert abs(r["difference"].value - .375) < 1e-12 and abs(r["over_seeds"].value - .375) < 1e-12 and r["verdict"] == "higher with these seeds"
+    kinds = held_out(study, by_kind=True).rows
+    assert sum(k["n"] for k in kinds) == 40 and np.isclose(sum(k["n"]*k["after"] for k in kinds)/40, .625)
+
+@pytest.mark.parametrize("after,word", [(lambda s, i: 1., "more are right after training"), (lambda s, i: i % 2, "a change is not shown"), (lambda s, i: i % 8 > 3 and s == 1, "a change is not shown")])
+def test_the_conclusion_goes_as_far_as_the_intervals(after, word):
+    said = grpo_conclusion(invented(after, before=(lambda i: i % 2) if word != "more are right after training" else 0.))
+    assert f"**{word}**" in said or word == "a change is not shown" and "**fewer are right after these trainings**" in said, said
+
+def test_fewer_is_said_as_plainly_as_more():
+    assert "**fewer are right after training**" in grpo_conclusion(invented(lambda s, i: 0., before=1.))
+
+def test_costs_and_drawings_are_told():
+    study = invented(lambda s, i: 1., calls=(2, .5))
+    row = tools(study).where(kind="all")[0]
+    assert (row["calls before"], row["calls after"], row["calls each"]) == (2., .5, "0.50, 0.50") and row["tokens before"] == 29.5
+    assert "cooperate: 2.00 drawings a greedy answer before, 0.50 after." in grpo_conclusion(study)
+    assert cooperation_paid(study) is None and drawing_figure(study) is None, "no rollouts were kept"
+
+
+def test_what_was_paid_is_read_from_the_rollouts(monkeypatch):
+    study = invented(lambda s, i: 1., seeds=("0",))
+    rows = [dict(way="cooperate", seed=0, step=1, group=g, flag=flag, mode="cooperate", kind="depth", drawings=d, **{"reward/cooperation": v})
+            for g, flag, d, v in ((0, "negative", "depth", -.2), (0, "negative", "", 0.), (1, "positive", "depth, segmentation", .2), (1, "positive", "", 0.), (2, "boundary", "depth", 0.), (2, "boundary", "depth", 0.))]
+    monkeypatch.setattr(grpo_study, "kept_rollouts", lambda s: pd.DataFrame(rows))
+    paid = {r["flag"]: r for r in cooperation_paid(study).rows}
+    assert (paid["negative"]["fined"], paid["negative"]["drew"], paid["positive"]["paid"], paid["positive"]["mean"], paid["boundary"]["drew"], paid["boundary"]["mean"]) == (.5, .5, .5, .1, 1., 0.)
+    assert "not zero for 33.3 % of the kept traces (negative: 0.0 % paid, 50.0 % fined; positive: 50.0 % paid, 0.0 % fined; boundary: 0.0 % paid, 0.0 % fined)" in grpo_conclusion(study)
+    drew = {ax.get_title(): ax.lines[0].get_ydata().tolist() for ax in drawing_figure(study).axes}
+    assert np.allclose(drew["cooperate: depth"], [400/6]) and np.allclose(drew["cooperate: segmentation"], [100/6])
+
+
+def test_a_study_that_was_killed_goes_on(tmp_path, monkeypatch):
+    "Nothing is asked or trained twice, and a study in two pieces is the study in one."
+    options = dict(ways=dict(cooperate=dict(mode="cooperate")), common=SMALL, steps=2, gain_questions=3, rollouts=2, questions=5, samples=1)
+    def study(out, broken=False):
+        p = GRPOStudyParameters(out=str(out), **options)
+        with capture_output():
+            flags(p)
+            curves = train_all(p) if not broken else {("cooperate", 0): grpo_study.train(p.training("cooperate", 0))[0]} # and there it was killed
+            return None if broken else ask_study(p, curves)
+    whole = study(tmp_path/"whole")
+    study(tmp_path/"pieces", broken=True)
+    pieces = study(tmp_path/"pieces")
+    assert held_out(whole).rows == held_out(pieces).rows and tools(whole).rows == tools(pieces).rows
+    before = read_jsonl(tmp_path/"whole/answers.jsonl")
+    again = study(tmp_path/"whole")
+    assert read_jsonl(tmp_path/"whole/answers.jsonl") == before and held_out(again).rows == held_out(whole).rows
