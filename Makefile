@@ -19,7 +19,7 @@ PY     := .venv/bin/python
 STAMP  := .venv/.installed
 README ?= README.md
 # RUN notebooks are not lessons with tests: papermill runs them, with small parameters (tests/run_notebooks.py)
-RUN    := ^([1-9]0_|45_|51_|52_|index|[_.])
+RUN    := ^([1-9]0_|45_|5[0-9]_|index|[_.])
 
 help:
 	@sed -n 's/^# //p' Makefile | head -3

@@ -16,7 +16,7 @@ def tags(name): return [t for c in cells(name) for t in c.metadata.get("tags", (
 
 
 def is_run(name): # RUN notebooks are those the Makefile and DESIGN call so by their number
-    return re.match(r"([1-8]0|45|51)_", name) is not None
+    return re.match(r"([1-8]0|45|5\d)_", name) is not None
 
 
 RUN = [n for n in NOTEBOOKS if is_run(n)]
