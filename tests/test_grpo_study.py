@@ -22,7 +22,7 @@ def invented(after, before=0., ways=("cooperate",), seeds=("0", "1"), n=40, samp
     study = GRPOStudy(p, exam, {})
     for w in ways:
         study.scored[w, None, "greedy"] = scored(before if callable(before) else lambda i: before, calls[0])
-        for s in p.runs: study.scored[w, s, "greedy"] = scored(lambda i: after(s, i), calls[1])
+        for s in p.runs(w): study.scored[w, s, "greedy"] = scored(lambda i: after(s, i), calls[1])
     return study
 
 
@@ -37,6 +37,7 @@ def test_a_way_may_have_steps_of_its_own_and_lists_in_words():
     p = GRPOStudyParameters(ways=dict(a=dict(steps=9, mode="reason,cooperate", rewards="accuracy,format", reward_weights=[1., 1.]), b={}), steps=3)
     a, b = p.training("a", 0), p.training("b", 1)
     assert (a.steps, a.mode, a.rewards) == (9, ["reason", "cooperate"], ["accuracy", "format"]) and (b.steps, b.seed, b.mode) == (3, 1, ["cooperate"])
+    assert GRPOStudyParameters(ways=dict(a=dict(seeds="4,5"), b=dict(seeds=7), c={}), seeds=["1"]).runs("a") == [4, 5] and GRPOStudyParameters(ways=dict(b=dict(seeds=7))).runs("b") == [7]
     assert a.data == b.data == f"{p.out}/gain/rl.jsonl" and GRPOStudyParameters(data="rows.jsonl").training("reason", 0).data == "rows.jsonl"
 
 

@@ -20,7 +20,7 @@ from ..reason.hosted import weights_hash
 __all__ = ['GRPOStudyParameters', 'flags', 'train_all', 'GRPOStudy', 'ask_study', 'held_out', 'tools', 'kept_rollouts',
            'cooperation_paid', 'rewards_figure', 'drawing_figure', 'before_after_figure', 'grpo_conclusion']
 
-# %% ../../nbs/49_grpo_study.ipynb #83fdf890
+# %% ../../nbs/49_grpo_study.ipynb #25cb7ab4
 _OURS = dict(checkpoint="'checkpoint'", data="'data'", evaluation="'evaluation'", out="'out'", seed="'seeds'", steps="'steps'") # options that belong to all ways
 
 @dataclass
@@ -43,30 +43,33 @@ class GRPOStudyParameters:
     def __post_init__(self):
         bad = at_least(1, self, "steps gain_questions rollouts questions batch_size") + at_least(0, self, "samples")
         if not self.temperature > 0: bad.append(f"'temperature' is {self.temperature}; expected a number above 0, or every sample is the same")
-        if not self.seeds or any(not re.fullmatch(r"\d+", s) for s in self.seeds) or len(set(self.seeds)) < len(self.seeds): bad.append(f"'seeds' is {', '.join(self.seeds)!r}; expected different whole numbers, comma separated")
         if resolve(self.data) == resolve(self.evaluation): bad.append(f"'evaluation' is {self.evaluation!r}, which is what is learned from; expected other rooms")
         if not self.ways: bad.append("'ways' is empty; expected a name and options of 30_grpo, such as {reason: {mode: reason}}")
         folders = [_folder(name) for name in self.ways]
         bad += [f"'ways' has {name!r}; expected a name with letters or digits, unlike the others" for name, f in zip(self.ways, folders) if not f or folders.count(f) > 1]
         for where, options in (("common", self.common), *((f"ways: {n}", o) for n, o in self.ways.items())):
             if not isinstance(options, dict): bad.append(f"'{where}' is {options!r}; expected options of 30_grpo by name"); continue
+            if where == "common" and "seeds" in options: bad.append("'common' has 'seeds', which is a parameter of its own; expected it there, or in one way")
             bad += [f"'{where}' has {k!r}, and {whose} is for all ways; expected options of one way" for k, whose in _OURS.items() if k in options and (k != "steps" or where == "common")]
+        for where, seeds in (("seeds", self.seeds), *((f"ways: {n}: seeds", _listed(o["seeds"])) for n, o in self.ways.items() if isinstance(o, dict) and "seeds" in o)):
+            if not seeds or any(not re.fullmatch(r"\d+", s) for s in seeds) or len(set(seeds)) < len(seeds): bad.append(f"'{where}' is {', '.join(seeds)!r}; expected different whole numbers, comma separated")
         if bad: raise ValueError("; ".join(bad))
-        for name in self.ways: self.training(name, self.runs[0]) # what cannot be is refused before anything runs
-    @property
-    def runs(self) -> list: return [int(s) for s in self.seeds]
+        for name in self.ways: self.training(name, self.runs(name)[0]) # what cannot be is refused before anything runs
+    def runs(self, name: str) -> list: # seeds of a way
+        return [int(s) for s in _listed(self.ways[name].get("seeds", self.seeds))]
     @property
     def flagged(self) -> str: # the file that is learned from
         return self.data if self.data.endswith(".jsonl") else f"{self.out}/gain/rl.jsonl"
     def training(self, name: str, seed: int) -> GRPOParameters:
         "What `30_grpo` is told for one way and seed. ValueError for what it does not take."
-        options = self.common | self.ways[name]
+        options = {k: v for k, v in (self.common | self.ways[name]).items() if k != "seeds"}
         unknown = [k for k in options if k not in GRPOParameters.__dataclass_fields__]
         if unknown: raise ValueError(f"'ways': {name} has {unknown[0]!r}, which is no option of 30_grpo; expected some of {', '.join(GRPOParameters.__dataclass_fields__)}")
-        lists = {k: v.split(",") for k, v in options.items() if isinstance(v, str) and k in ("mode", "rewards")}
+        lists = {k: _listed(v) for k, v in options.items() if k in ("mode", "rewards")}
         steps = dict(steps=self.steps) | options
         return GRPOParameters(**steps | lists | dict(checkpoint=self.checkpoint, data=self.flagged, evaluation=self.evaluation, out=f"{self.out}/{_folder(name)}-{seed}", seed=seed))
 
+def _listed(value): return [v.strip() for v in value.split(",")] if isinstance(value, str) else [str(v) for v in (value if isinstance(value, (list, tuple)) else [value])]
 def _folder(name): return re.sub(r"[^a-z0-9]+", "-", str(name).lower()).strip("-")
 
 def flags(p: GRPOStudyParameters) -> Gains | None: # None: the file had them
@@ -76,9 +79,11 @@ def flags(p: GRPOStudyParameters) -> Gains | None: # None: the file had them
 
 def train_all(p: GRPOStudyParameters) -> dict: # (way, seed) -> Curves
     "Trains every way with every seed; a killed training goes on, a finished one is only read."
-    return {(name, seed): train(p.training(name, seed))[0] for name in p.ways for seed in p.runs}
+    return {(name, seed): train(p.training(name, seed))[0] for name in p.ways for seed in p.runs(name)}
 
-# %% ../../nbs/49_grpo_study.ipynb #2918783b
+# %% ../../nbs/49_grpo_study.ipynb #6ab027b0
+def _seeds(n): return f"{n} seed{'s' * (n > 1)}"
+
 @dataclass(eq=False)
 class GRPOStudy:
     "Answers before and after every training, and what was kept of the trainings."
@@ -86,11 +91,11 @@ class GRPOStudy:
     exam: object # of the held-out questions
     curves: dict # (way, seed) -> Curves
     scored: dict = field(default_factory=dict) # (way, seed; None: before, how) -> Scored
-    def __repr__(self): return f"GRPOStudy({', '.join(self.p.ways)}; {len(self.p.runs)} seed{'s' * (len(self.p.runs) > 1)}; {len(self.exam)} held-out questions)"
+    def __repr__(self): return f"GRPOStudy({', '.join(f'{w}: {_seeds(len(self.p.runs(w)))}' for w in self.p.ways)}; {len(self.exam)} held-out questions)"
     @property
     def hows(self) -> list: return ["greedy", "sampled"] if self.p.samples else ["greedy"]
     def mode(self, way: str) -> str: # the one that it is asked in
-        return self.p.training(way, self.p.runs[0]).mode[0]
+        return self.p.training(way, self.p.runs(way)[0]).mode[0]
     def values(self, way: str, seed: int | None, how: str, key: str = "right") -> dict: # id -> mean over its answers; seed None: before
         "Of the held-out questions: 'right', 'calls' (drawings), 'tokens'."
         found = {}
@@ -98,7 +103,7 @@ class GRPOStudy:
         return {i: float(np.mean(v)) for i, v in found.items()}
     def sides(self, way: str = "") -> dict: # before and after with the first seed -> Scored; way: the last one by default
         way = way or list(self.p.ways)[-1]
-        return dict(before=self.scored[way, None, "greedy"], after=self.scored[way, self.p.runs[0], "greedy"])
+        return dict(before=self.scored[way, None, "greedy"], after=self.scored[way, self.p.runs(way)[0], "greedy"])
     @cached_property
     def kinds(self) -> dict: return {i.id: i.kind for i in self.exam.items}
 
@@ -118,12 +123,12 @@ def ask_study(p: GRPOStudyParameters, curves: dict) -> GRPOStudy: # curves: of `
     before = {mode: ask(p.checkpoint, "before", mode) for mode in dict.fromkeys(map(study.mode, p.ways))}
     for way in p.ways:
         study.scored |= {(way, None, how): s for how, s in before[study.mode(way)].items()}
-        for seed in p.runs: study.scored |= {(way, seed, how): s for how, s in ask(f"{p.training(way, seed).out}/model", f"{way}, seed {seed}", study.mode(way)).items()}
+        for seed in p.runs(way): study.scored |= {(way, seed, how): s for how, s in ask(f"{p.training(way, seed).out}/model", f"{way}, seed {seed}", study.mode(way)).items()}
     return study
 
-# %% ../../nbs/49_grpo_study.ipynb #ecac7c0b
+# %% ../../nbs/49_grpo_study.ipynb #2b79d213
 def _change(study, way, how, ids, key="right"):
-    before, after = study.values(way, None, how, key), [study.values(way, s, how, key) for s in study.p.runs]
+    before, after = study.values(way, None, how, key), [study.values(way, s, how, key) for s in study.p.runs(way)]
     return [[before[i]]*len(after) for i in ids], [[a[i] for a in after] for i in ids]
 
 def held_out(study: GRPOStudy, by_kind: bool = False) -> Table:
@@ -138,7 +143,7 @@ def held_out(study: GRPOStudy, by_kind: bool = False) -> Table:
                 rows.append(about | over_runs(before, after, clusters([of[i] for i in ids])))
     for r in corrected(rows): r["verdict"] = verdict(r)
     columns = dict(way="way", how="answers") | (dict(kind="kind") if by_kind else {}) | dict(chance="chance %") | DIFFERENCE_HEADS
-    note = f"Points on the same questions, mean over {len(study.p.runs)} seed{'s' * (len(study.p.runs) > 1)}" + (f"; sampled: {study.p.samples} answers to each at temperature {study.p.temperature:g}" if study.p.samples else "") + ". Holm: corrected for all rows of this table. 'With these seeds': the rooms show it, the seeds do not."
+    note = "Points on the same questions, mean over the seeds" + (f"; sampled: {study.p.samples} answers to each at temperature {study.p.temperature:g}" if study.p.samples else "") + ". Holm: corrected for all rows of this table. 'With these seeds': the rooms show it, the seeds do not."
     head = list(columns.items()); at = 1 + [k for k, _ in head].index("after")
     return Table(rows, dict(head[:at] + [("each", "each seed [%]")] + head[at:]), "Held-out questions" + (", by kind" if by_kind else ""), note)
 
@@ -157,11 +162,11 @@ def tools(study: GRPOStudy) -> Table:
     columns = dict(way="way", kind="kind", n="n") | {f"{k} {w}": f"{name} {w}{', each seed' * (w == 'each')}".replace("each, each", "after, each") for k, name in (("calls", "drawings"), ("tokens", "tokens")) for w in ("before", "after", "each")}
     return Table(rows, columns, "What a greedy answer costs", "Per held-out question.")
 
-# %% ../../nbs/49_grpo_study.ipynb #ee7d6393
+# %% ../../nbs/49_grpo_study.ipynb #4395c849
 def kept_rollouts(study: GRPOStudy): # -> pandas DataFrame, a row for each kept trace
     "Rollouts of all trainings, with way and seed."
     import pandas as pd
-    found = [rollout_table(out).assign(way=w, seed=s) for w in study.p.ways for s in study.p.runs if any((resolve(out := study.p.training(w, s).out)/"rollouts").glob("step-*.parquet"))]
+    found = [rollout_table(out).assign(way=w, seed=s) for w in study.p.ways for s in study.p.runs(w) if any((resolve(out := study.p.training(w, s).out)/"rollouts").glob("step-*.parquet"))]
     return pd.concat(found, ignore_index=True) if found else None
 
 def cooperation_paid(study: GRPOStudy) -> Table | None: # None: no rollouts were kept, or no way has that reward
@@ -176,7 +181,7 @@ def cooperation_paid(study: GRPOStudy) -> Table | None: # None: no rollouts were
     columns = dict(way="way", flag="flag", groups="groups", n="traces", drew="drew %", paid="paid %", fined="fined %", mean="mean reward")
     return Table(sorted(rows, key=lambda r: list(study.p.ways).index(r["way"])), columns, "What the cooperative reward paid", "Of the rollouts that were kept, all seeds together.")
 
-# %% ../../nbs/49_grpo_study.ipynb #e0f65601
+# %% ../../nbs/49_grpo_study.ipynb #787a5e50
 def _smooth(points, window): # a running mean that begins with what there is
     steps, values = zip(*points)
     sums = np.cumsum(np.insert(np.array(values, float), 0, 0.))
@@ -191,7 +196,7 @@ def rewards_figure(study: GRPOStudy, names=("accuracy/reward", "cooperation/rewa
         for (way, seed), c in study.curves.items():
             if name not in c.points: continue
             colour = f"C{list(study.p.ways).index(way)}"
-            ax.plot(*_smooth(c.points[name], max(1, len(c.points[name])//10)), color=colour, lw=1, alpha=.8, label=way if seed == study.p.runs[0] else None)
+            ax.plot(*_smooth(c.points[name], max(1, len(c.points[name])//10)), color=colour, lw=1, alpha=.8, label=way if seed == study.p.runs(way)[0] else None)
         ax.set(xlabel="step", ylabel={"accuracy/reward": "accuracy of the samples", "cooperation/reward": "cooperative reward", "all/drawings": "drawings per trace", "tokens": "tokens per trace"}.get(name, name))
         ax.spines[["top", "right"]].set_visible(False)
     axes[0][0].legend(fontsize=7, frameon=False)
@@ -245,13 +250,13 @@ def before_after_figure(study: GRPOStudy): # -> matplotlib Figure
     plt.close(fig)
     return fig
 
-# %% ../../nbs/49_grpo_study.ipynb #3b2be35c
+# %% ../../nbs/49_grpo_study.ipynb #4832aba7
 def grpo_conclusion(study: GRPOStudy) -> str: # Markdown
     "What the runs show about each way, with its numbers."
-    lines, seeds = [], len(study.p.runs)
+    lines = []
     for r in held_out(study).rows:
         said = {"higher": "more are right after training", "lower": "fewer are right after training", "higher with these seeds": "more are right after these trainings", "lower with these seeds": "fewer are right after these trainings"}.get(r["verdict"], "a change is not shown")
-        over = f"{r['over_seeds']} over {seeds} seeds" if r["over_seeds"] else "one seed"
+        over = f"{r['over_seeds']} over {_seeds(r['over_seeds'].n)}" if r["over_seeds"] else _seeds(1)
         lines.append(f"- {r['way']}, {r['how']} answers: **{said}**: {100*r['before']:.0f} % before, {100*r['after']:.0f} % after; {r['difference']} points over rooms, {over}; n={r['n']}.")
     for r in tools(study).rows:
         if r["kind"] == "all" and max(r["calls before"], r["calls after"]): lines.append(f"- {r['way']}: {r['calls before']:.2f} drawings a greedy answer before, {r['calls after']:.2f} after.")
@@ -262,4 +267,4 @@ def grpo_conclusion(study: GRPOStudy) -> str: # Markdown
         share = np.average([r["paid"] + r["fined"] for r in mine], weights=[r["n"] for r in mine])
         each = "; ".join(f"{r['flag']}: {100*r['paid']:.1f} % paid, {100*r['fined']:.1f} % fined" for r in mine)
         lines.append(f"- {way}: the cooperative reward was not zero for {100*share:.1f} % of the kept traces ({each}).")
-    return "\n".join([*lines, "", f"{seeds} seed{'s' * (seeds > 1)} of the training from one checkpoint: what another checkpoint would have done is in no interval. {len(held_out(study))} changes were looked at, and corrected for their number."])
+    return "\n".join([*lines, "", f"All from one checkpoint: what another one would have done is in no interval. {len(held_out(study))} changes were looked at, and corrected for their number."])

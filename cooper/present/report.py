@@ -25,7 +25,7 @@ __all__ = ['COLOURS', 'CHECKPOINTS', 'FEW', 'WRONG', 'RULES', 'MOST_MB', 'RECIPE
            'best_and_worst', 'drawing_gain', 'Pick', 'picks', 'place', 'linked', 'json_rows', 'Gallery', 'drawn_wrong',
            'gallery', 'Asked', 'exam_gallery', 'study_gallery', 'answers_gallery', 'methods_gallery',
            'training_gallery', 'Executed', 'executed', 'named_pictures', 'glance', 'fitted', 'build_report', 'Part',
-           'part', 'Step', 'run_step', 'demo', 'main']
+           'part', 'keep_executed', 'Step', 'run_step', 'demo', 'main']
 
 # %% ../../nbs/63_report.ipynb #358f8c0e
 @dataclass(eq=False)
@@ -887,7 +887,7 @@ def build_report(
     folder = resolve(folder)
     return _write(out or folder / "report.html", _html(title, executed(folder), _records(folder), glance(folder)), most_mb)
 
-# %% ../../nbs/63_report.ipynb #a4ed32f9
+# %% ../../nbs/63_report.ipynb #7497470d
 def _words(curves: Curves) -> str:
     return "Curves over steps: " + "; ".join(f"{k} {p[0][1]:.3g} to {p[-1][1]:.3g}" for k, p in curves.points.items() if p) + "."
 
@@ -906,6 +906,7 @@ class Part:
     record: dict # of its `RunRecord`
     shown: dict # heading -> what is shown under it
     path: Path | None = None # the page it was written to
+    def __repr__(self): return f"Part({', '.join(self.shown)})"
     @property
     def body(self) -> str: # HTML
         r = self.record
@@ -929,6 +930,29 @@ def part(
     folder = run.path.parent
     made.path = _write(folder / "report.html", _document(title, glance(folder) + made.body), most_mb)
     return made
+
+# %% ../../nbs/63_report.ipynb #3b7254c7
+def keep_executed(
+    path, # executed notebook
+    to, # where the copy goes
+    most_kb: int = 500, # what stays in a history stays forever
+) -> Path:
+    "A copy of an executed notebook for `outputs/gallery`. ValueError for one that failed, or is larger than `most_kb`."
+    import nbformat
+    nb = nbformat.read(resolve(path), 4)
+    if Executed(resolve(path), nb).failed: raise ValueError(f"{path}: ended with an error; expected a notebook that ran through")
+    nb, given = _settled(nb), nb.metadata.get("papermill", {})
+    nb.metadata["papermill"] = {k: given[k] for k in ("parameters", "start_time", "duration", "version") if k in given}
+    for c in nb.cells:
+        c.metadata.pop("papermill", None)
+        for data in (o.data for o in c.get("outputs", []) if "data" in o):
+            if len(data) > 1: data.pop("text/plain", None) # what stands in for it where nothing else can be shown
+            if "image/jpeg" in data: data.pop("image/png", None) # the same picture, larger
+    text = nbformat.writes(nb).replace(f"{root()}/", "")
+    if len(text) > 1000*most_kb: raise ValueError(f"{path}: {len(text)/1000:.0f} kB without what can be spared; expected at most {most_kb}")
+    to = resolve(to)
+    with write_whole(to) as aside: aside.write_text(text + "\n", encoding="utf-8")
+    return to
 
 # %% ../../nbs/63_report.ipynb #7e79695e
 @dataclass(frozen=True)
