@@ -625,11 +625,12 @@ def seconds_per_step(self: CooperGRPOTrainer) -> dict:
     def median(key): v = sorted(h[key] for h in logs if key in h); return round(v[len(v) // 2], 2) if v else math.nan
     return dict(step=median("step_time"), rollout=median("rollout_seconds"), steps=len(logs))
 
-# %% ../../nbs/32_grpo_trainer.ipynb #de61d1fa
+# %% ../../nbs/32_grpo_trainer.ipynb #e70e6b68
 @patch
 def fit(self: CooperGRPOTrainer):
-    "Train from the newest whole checkpoint below `output_dir`, or from the start; returns the model. ValueError if the folder holds another run."
+    "Train from the newest whole checkpoint below `output_dir`, or from the start; returns the model. ValueError if the folder holds another run, or a longer one."
     last = self.last_checkpoint()
+    if last and (done := int(last.name.rpartition("-")[2])) > self.args.max_steps: raise ValueError(f"{last}: this run has {done} steps already; expected at least so many, or another `out`")
     if last: self._go_on_from(last)
     elif self.accelerator.is_main_process: shutil.rmtree(Path(self.args.output_dir).resolve() / "rollouts", ignore_errors=True) # of a run of which nothing else is left
     self.accelerator.wait_for_everyone()

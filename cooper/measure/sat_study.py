@@ -73,7 +73,7 @@ class VlmAnswers:
         found = sample_vlm(self.model, self.processor, rows, [(s[0], "answer", r["id"], 0) for r, s in zip(rows, seeds)], self.temperature, self.max_new_tokens)
         return [Answered(c.text.strip(), len(c.ids), round((time.perf_counter() - start)/len(items), 3), truncated=not c.finished) for c in found]
 
-# %% ../../nbs/49_sat_study.ipynb #defe0034
+# %% ../../nbs/49_sat_study.ipynb #f4e43bb9
 def _first(s: Scored): # (item, record) of the first answers that were judged
     items = {i.id: i for i in s.exam.items}
     return [(items[r["id"]], r) for r in s.rows if r["sample"] == 0 and r["scores"] is not None]
@@ -83,6 +83,9 @@ def _estimate(pairs, value, macro, seed): # Estimate, or None where there is not
     return (weighted(rows, "", lambda i: i.kind) if macro else plain_mean(rows)).estimate(seed)
 
 def _valid(r): return r["outcome"] == "value"
+def _cut(records): # share of replies that ended at the limit of tokens; None where that was not kept
+    known = [r.get("truncated") for r in records]
+    return float(np.mean(known)) if known and None not in known else None
 
 def _honest(s, kind, pairs, blind, seed, macro=False):
     whole = lambda value: _estimate(pairs, value, macro, seed)
@@ -91,7 +94,7 @@ def _honest(s, kind, pairs, blind, seed, macro=False):
     mean = lambda value: None if any(value(i) is None for i, _ in pairs) else guess(value).estimate(seed).value
     return dict(model=s.name[0], mode=s.name[1], kind=kind, n=len(pairs), accuracy=whole(right), chance=mean(lambda i: i.chance), constant=mean(lambda i: blind[i.id]),
                 valid=whole(_valid), answered=len(given), given=_estimate(given, right, macro, seed) if given else None,
-                cut=float(np.mean([bool(r.get("truncated")) for _, r in pairs])))
+                cut=_cut(r for _, r in pairs))
 
 HONEST = dict(model="model", mode="mode", kind="kind", n="n", accuracy="accuracy [95 %]", chance="chance %", constant="constant %", valid="valid answers [95 %]", answered="n valid", given="accuracy of valid ones [95 %]", cut="cut short %")
 
@@ -610,7 +613,7 @@ def _change(before: dict, after: dict, exam: Exam, about: dict) -> dict: # id ->
     of = {i.id: i for i in exam.items}
     return about | over_runs([before[i] for i in ids], [after[i] for i in ids], clusters([of[i] for i in ids]))
 
-# %% ../../nbs/49_sat_study.ipynb #d090d49a
+# %% ../../nbs/49_sat_study.ipynb #176eff99
 def sat_scores(runs: SatRuns) -> Table:
     "Every method on every exam: mean over seeds, both intervals, chance, valid answers."
     rows = []
@@ -628,7 +631,7 @@ def sat_scores(runs: SatRuns) -> Table:
             alone = len({runs.greedy[m, s, name].name for s in runs.seeds}) == 1 # one model beside every seed: the base
             values = values[:, :1] if alone else values
             rows.append(dict(exam=name, method=m, n=len(found), accuracy=e, seeds=over_seeds(values.mean(0), "%"), each=", ".join(f"{100*x:.0f}" for x in values.mean(0)), by_seed=values.mean(0).tolist(), chance=chance,
-                against=None if chance is None else _beside_chance(e, chance, len(set(about))), valid=len(valid)/len(records) if records else None, cut=float(np.mean([bool(r.get("truncated")) for r in records])) if records else None,
+                against=None if chance is None else _beside_chance(e, chance, len(set(about))), valid=len(valid)/len(records) if records else None, cut=_cut(records),
                 given=float(np.mean([r["scores"]["score"] for r in valid])) if valid else None))
     columns = dict(exam="exam", method="method", n="n", accuracy="accuracy [95 %, rooms]", seeds="[95 %, seeds]", each="each seed [%]", chance="chance %", against="against chance", valid="valid answers %", given="accuracy of valid ones %", cut="cut short %")
     return Table(rows, columns, "Greedy answers", f"Mean over {len(runs.seeds)} seed{'s' * (len(runs.seeds) > 1)}. Rooms: drawn with all their questions, the runs as they are; seeds: Student's t over runs.")

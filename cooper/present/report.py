@@ -389,7 +389,7 @@ _ORDER = {"best": lambda q: -_mean(q), "worst": _mean, # the smallest wins; None
           "perceiving helped": lambda q: -g if (g := drawing_gain(q)) and g > 0 else None,
           "perceiving hurt": lambda q: g if (g := drawing_gain(q)) and g < 0 else None}
 
-# %% ../../nbs/63_report.ipynb #cde49d34
+# %% ../../nbs/63_report.ipynb #00982fdf
 @dataclass(eq=False)
 class Pick:
     "A question that a rule chose."
@@ -419,6 +419,7 @@ def picks(
     rows: list, # of one checkpoint: `told` (49) or `evaluate` (41), a row for each question and mode
     far=lambda row: None, # how far what a row drew is from the truth; None: not known
     most: int = 40, # rows that each rule looks at to break ties
+    rules=tuple(RULES), # those that are asked
 ) -> list: # of `Pick`; a rule that fits no question is not among them
     "One question for each rule. ValueError for rows of several checkpoints."
     names = {r.get("checkpoint") for r in rows}
@@ -426,7 +427,7 @@ def picks(
     asked, found = {}, []
     for r in rows:
         if _score(r) is not None: asked.setdefault(r["data_id"], []).append(r)
-    for rule, order in _ORDER.items():
+    for rule, order in ((k, _ORDER[k]) for k in rules):
         scored = {i: o for i, q in asked.items() if (o := order(q)) is not None}
         if not scored: continue
         least, taken = min(scored.values()), {p.row["data_id"] for p in found}
@@ -465,13 +466,14 @@ def json_rows(path: Path): # yields (number of the line, value, what is wrong wi
             except (ValueError, RecursionError) as e:
                 if line.endswith(b"\n"): yield n, None, f"not JSON ({e}); expected one object a line"
 
-# %% ../../nbs/63_report.ipynb #03ffe0e1
+# %% ../../nbs/63_report.ipynb #11d762dc
 @dataclass(eq=False)
 class Gallery:
     "Cases that rules chose."
     picks: list # of `Pick`
     cases: dict # place in `picks` -> `TraceCase`, or None where no trace was kept
     records: Path | None = None # JSONL file of the answers
+    rules: tuple = tuple(RULES) # those that were asked
     @cached_property
     def _lines(self): # stamp -> (line number, record), of the answers that are shown
         if self.records is None: return {}
@@ -494,11 +496,11 @@ class Gallery:
                 f"<details><summary>all {counted(len(p.rows), 'answer')}, with their records</summary><ul>{answers}</ul></details></article>")
     def __repr__(self): return f"Gallery({', '.join(p.rule + ': ' + str(p.row['data_id']) for p in self.picks)})"
     def _repr_html_(self) -> str:
-        none = [r for r in RULES if r not in {p.rule for p in self.picks}]
+        none = [r for r in self.rules if r not in {p.rule for p in self.picks}]
         left = f"<p><small>No question fits: {', '.join(none)}.</small></p>" if none else ""
         return "<div class='gallery'>" + "".join(self._pick(n, p) for n, p in enumerate(self.picks)) + left + "</div>"
 
-# %% ../../nbs/63_report.ipynb #6b818192
+# %% ../../nbs/63_report.ipynb #d7afd7c5
 def drawn_wrong(shown: TraceCase | None) -> float | None: # None: nothing is known
     "How far the drawings of a trace are from the truth: mean AbsRel of its depth maps, else the share of wrong pixels of its segments."
     if getattr(shown, "case", None) is None: return None
@@ -512,6 +514,7 @@ def gallery(
     show, # function of a row: its `TraceCase`; `Asked` or None where no trace was kept
     records=None, # JSONL file of the answers; rows then have its `stamp`
     most: int = 40, # traces that each rule looks at to break ties
+    rules=tuple(RULES), # some of them
 ) -> Gallery:
     "The cases that `RULES` choose."
     seen = {}
@@ -519,10 +522,10 @@ def gallery(
         key = r["data_id"], r["mode"]
         if key not in seen: seen[key] = drawn_wrong(show(r))
         return seen[key]
-    chosen = picks(rows, far, most)
-    return Gallery(chosen, {n: show(p.row) for n, p in enumerate(chosen)}, records)
+    chosen = picks(rows, far, most, rules)
+    return Gallery(chosen, {n: show(p.row) for n, p in enumerate(chosen)}, records, rules)
 
-# %% ../../nbs/63_report.ipynb #fcd89b18
+# %% ../../nbs/63_report.ipynb #03208a01
 @dataclass(eq=False)
 class Asked:
     "A question with its pictures, for answers of which no trace was kept."
@@ -563,7 +566,7 @@ def answers_gallery(scored: dict, records=None) -> Gallery: # name -> Scored, al
     from cooper.measure.evaluation import told
     items = {i.id: i for i in next(iter(scored.values())).exam.items}
     rows = [t | dict(mode=name, checkpoint="") for name, s in scored.items() for t in told(s)]
-    return gallery(rows, lambda r: _of_item(items[r["data_id"]]), records)
+    return gallery(rows, lambda r: _of_item(items[r["data_id"]]), records, rules=("disagreement", "best", "worst")) # the others are about one model that may draw
 
 def methods_gallery(runs, records=None) -> Gallery: # of `SatRuns` (49)
     "The gallery of ways to train, on the first exam with the first seed."
@@ -931,7 +934,7 @@ def part(
     made.path = _write(folder / "report.html", _document(title, glance(folder) + made.body), most_mb)
     return made
 
-# %% ../../nbs/63_report.ipynb #3b7254c7
+# %% ../../nbs/63_report.ipynb #f9132894
 def keep_executed(
     path, # executed notebook
     to, # where the copy goes
@@ -940,7 +943,8 @@ def keep_executed(
     "A copy of an executed notebook for `outputs/gallery`. ValueError for one that failed, or is larger than `most_kb`."
     import nbformat
     nb = nbformat.read(resolve(path), 4)
-    if Executed(resolve(path), nb).failed: raise ValueError(f"{path}: ended with an error; expected a notebook that ran through")
+    ran = Executed(resolve(path), nb)
+    if ran.failed or ran.running: raise ValueError(f"{path}: {'ended with an error' if ran.failed else 'is not finished'}; expected a notebook that ran through")
     nb, given = _settled(nb), nb.metadata.get("papermill", {})
     nb.metadata["papermill"] = {k: given[k] for k in ("parameters", "start_time", "duration", "version") if k in given}
     for c in nb.cells:
@@ -949,7 +953,7 @@ def keep_executed(
             if len(data) > 1: data.pop("text/plain", None) # what stands in for it where nothing else can be shown
             if "image/jpeg" in data: data.pop("image/png", None) # the same picture, larger
     text = nbformat.writes(nb).replace(f"{root()}/", "")
-    if len(text) > 1000*most_kb: raise ValueError(f"{path}: {len(text)/1000:.0f} kB without what can be spared; expected at most {most_kb}")
+    if (size := len(text.encode())) > 1000*most_kb: raise ValueError(f"{path}: {size/1000:.0f} kB without what can be spared; expected at most {most_kb}")
     to = resolve(to)
     with write_whole(to) as aside: aside.write_text(text + "\n", encoding="utf-8")
     return to
