@@ -306,8 +306,9 @@ def test_where_nothing_differs_nothing_is_concluded(tmp_path):
 
 def test_who_knows_nothing_loses_nothing(tmp_path):
     exams = sat_exams(SatParameters(questions=60, unseen_rooms=0, changes=["flipped"]))
-    knows = dict(sft=lambda i, name: name == "as trained", grpo=lambda i, name: int(i.pictures[0].hash, 16) % 2) # grpo guesses, and so has no gap
-    runs = SatRuns(exams, {(m, s, name): answers(tmp_path, e, lambda i, k: i.said if knows[m](i, name) else next(o for o in i.options if o != i.said), f"{m} {s} {name}") for m in knows for s in range(3) for name, e in exams.items()})
+    lot = lambda i: int(i.pictures[0].hash, 16)
+    knows = dict(sft=lambda i, name, s: name == "as trained" and lot(i) % 40 != s, grpo=lambda i, name, s: lot(i) % 2) # grpo guesses, and so has no gap
+    runs = SatRuns(exams, {(m, s, name): answers(tmp_path, e, lambda i, k: i.said if knows[m](i, name, s) else next(o for o in i.options if o != i.said), f"{m} {s} {name}") for m in knows for s in range(3) for name, e in exams.items()})
     row, = sat_gaps(runs).where(exam="flipped", first="sft", second="grpo")
     assert row["verdict"] == "higher" and "**Not decided: grpo cannot be told from guessing where it was trained, and so has nothing to lose.**" in conclusion(runs)
 
