@@ -934,7 +934,7 @@ def part(
     made.path = _write(folder / "report.html", _document(title, glance(folder) + made.body), most_mb)
     return made
 
-# %% ../../nbs/63_report.ipynb #e5257fc3
+# %% ../../nbs/63_report.ipynb #36604474
 def _few_colours(png): # base64; curves and bars lose nothing that an eye would miss
     small, picture = io.BytesIO(), Image.open(io.BytesIO(base64.b64decode("".join(png)))).convert("RGB")
     picture.quantize(96).save(small, format="PNG", optimize=True)
@@ -958,6 +958,7 @@ def keep_executed(
             if len(data) > 1: data.pop("text/plain", None) # what stands in for it where nothing else can be shown
             if "image/jpeg" in data: data.pop("image/png", None) # the same picture, larger
             if "image/png" in data: data["image/png"] = _few_colours(data["image/png"])
+            if "text/html" in data: data["text/html"] = re.sub(r"(?<=data:image/png;base64,)[A-Za-z0-9+/=]+", lambda m: _few_colours(m[0]), "".join(data["text/html"]))
     text = nbformat.writes(nb).replace(f"{root()}/", "")
     if (size := len(text.encode())) > 1000*most_kb: raise ValueError(f"{path}: {size/1000:.0f} kB without what can be spared; expected at most {most_kb}")
     to = resolve(to)
