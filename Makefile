@@ -1,5 +1,6 @@
 # make demo   a report of a small COOPER, trained for some steps before your eyes: outputs/demo/report.html
 # make test   everything that can be checked without a GPU
+# make install  only what both do first: .venv with the exact versions of constraints.txt
 # Each makes .venv on its first run. Nothing else has to be installed by hand, but Python 3.11 or newer.
 
 SHELL := /bin/bash
@@ -22,7 +23,7 @@ README ?= README.md
 RUN    := ^([1-9]0_|45_|5[0-9]_|index|[_.])
 
 help:
-	@sed -n 's/^# //p' Makefile | head -3
+	@sed -n 's/^# //p' Makefile | head -4
 
 demo: $(STAMP)
 	$(PY) -m cooper.present.report demo --out outputs/demo

@@ -699,7 +699,7 @@ def sat_gaps(runs: SatRuns) -> Table:
     return Table(rows, dict(exam="exam", what="what") | {k: v for k, v in DIFFERENCE_HEADS.items() if k not in ("before", "after")}, "What a change costs",
         "Points; below 0: worse than as trained. Flipped and reworded questions are paired with their originals; unseen pairs are other rooms, compared over the same kinds; there p deals the rooms to the two sets by lot.")
 
-# %% ../../nbs/49_sat_study.ipynb #22752c66
+# %% ../../nbs/49_sat_study.ipynb #88b62b29
 def _numbers(r):
     seeds = r["over_seeds"]
     return f"{r['difference']} points over rooms, {f'{seeds} over {seeds.n} seeds' if seeds else 'one seed'}, n={r['n']}"
@@ -716,10 +716,15 @@ def conclusion(runs: SatRuns, k: int=0) -> str: # Markdown
     "What these runs say of the published claims, and what they do not."
     differences, gaps, scores = sat_differences(runs, k).rows, sat_gaps(runs).rows, sat_scores(runs).rows
     find = lambda rows, **about: next((r for r in rows if all(r.get(a) == b for a, b in about.items())), None)
-    lines = [_weighed("Supervised training helps where it was trained.", find(differences, exam=runs.first, first="base", second="sft"), "higher"),
+    first = [r for r in scores if r["exam"] == runs.first]
+    top = "; ".join(f"{r['method']} {r['accuracy']}" for r in first) + (f"; a guess {100*first[0]['chance']:.0f} %." if first and first[0]["chance"] is not None else ".")
+    lines = [f"- As trained: {top}"] if first else []
+    lines += [_weighed("Supervised training helps where it was trained.", find(differences, exam=runs.first, first="base", second="sft"), "higher"),
              _weighed("Rewarded training helps where it was trained.", find(differences, exam=runs.first, first="base", second="grpo"), "higher"),
              _weighed("Rewarded is better than supervised at the first try (the study: yes).", find(differences, exam=runs.first, first="sft", second="grpo"), "higher")]
     if k: lines.append(_weighed(f"Supervised is better than rewarded where any of {k} may be right (the study: yes, of 4).", find(differences, exam=f"{runs.first}, any of {k}", first="sft", second="grpo"), "lower"))
+    shown = [r for r in differences if r["verdict"] != "not shown"]
+    lines += [f"- {r['second']} against {r['first']} on '{r['exam']}': **{r['verdict']}**, {100*r['before']:.0f} % to {100*r['after']:.0f} %. ({_numbers(r)})" for r in shown]
     idle = [r["method"] for r in scores if r["exam"] == runs.first and r["method"] != "base" and r["against"] != "above"]
     lines += [_weighed(f"Rewarded training loses less than supervised on '{n}' questions ({'the study: yes' if n == 'flipped' else 'the study did not ask'}).", find(gaps, exam=n, first="sft", second="grpo"), "higher", idle) for n in runs.exams if n != runs.first and find(gaps, exam=n)]
     def told(r):

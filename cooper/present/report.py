@@ -934,7 +934,7 @@ def part(
     made.path = _write(folder / "report.html", _document(title, glance(folder) + made.body), most_mb)
     return made
 
-# %% ../../nbs/63_report.ipynb #36604474
+# %% ../../nbs/63_report.ipynb #b25b79e6
 def _few_colours(png): # base64; curves and bars lose nothing that an eye would miss
     small, picture = io.BytesIO(), Image.open(io.BytesIO(base64.b64decode("".join(png)))).convert("RGB")
     picture.quantize(96).save(small, format="PNG", optimize=True)
@@ -954,6 +954,7 @@ def keep_executed(
     nb.metadata["papermill"] = {k: given[k] for k in ("parameters", "start_time", "duration", "version") if k in given}
     for c in nb.cells:
         c.metadata.pop("papermill", None)
+        if c.cell_type == "markdown": c.source = re.sub(r"\]\((?=\w+\.ipynb)", "](../../nbs/", re.sub(r"\]\(\.\./", "](../../", c.source)) # links were seen from nbs/
         for data in (o.data for o in c.get("outputs", []) if "data" in o):
             if len(data) > 1: data.pop("text/plain", None) # what stands in for it where nothing else can be shown
             if "image/jpeg" in data: data.pop("image/png", None) # the same picture, larger
