@@ -1,6 +1,9 @@
 "The README is the home page, and its script runs."
 import os, re, subprocess, sys
 
+import nbformat
+
+from cooper.perceive.scenes import sample_scene
 from house import ROOT
 
 README = ROOT/"README.md"
@@ -17,10 +20,21 @@ def test_readme_pictures_and_links_are_there():
     assert links and not missing, f"README.md points to {missing}"
 
 
+def test_links_of_kept_notebooks_are_there():
+    "They were written for nbs/, and are read in outputs/gallery."
+    for path in (ROOT/"outputs/gallery").glob("*.ipynb"):
+        words = "\n".join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown")
+        links = [l for l in re.findall(r"\]\(([^)#\s]+)", words) if not re.match(r"https?:", l)]
+        missing = [l for l in links if not (path.parent/l).exists()]
+        assert links and not missing, f"{path.name} points to {missing}"
+
+
 def test_readme_script_runs():
     script = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)[0]
     lines = [line for line in script.splitlines() if line.strip()]
     assert "import cooper" in lines and len(lines) <= 10
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=600, env=os.environ | {"COOPER_QUIET": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.strip(), "the script shows nothing"
+    seed = int(re.search(r"sample_scene\((\d+), \"test\"\)", script)[1])
+    cubes = sum(s.shape == "cube" for s in sample_scene(seed, "test").solids)
+    assert cubes == 1 and done.stdout.splitlines()[-1].startswith("1 ["), f"README.md says that the room has one cube and the model says so: {done.stdout}"
