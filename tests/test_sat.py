@@ -310,6 +310,9 @@ def test_who_knows_nothing_loses_nothing(tmp_path):
     knows = dict(sft=lambda i, name, s: name == "as trained" and lot(i) % 40 != s, grpo=lambda i, name, s: lot(i) % 2) # grpo guesses, and so has no gap
     runs = SatRuns(exams, {(m, s, name): answers(tmp_path, e, lambda i, k: i.said if knows[m](i, name, s) else next(o for o in i.options if o != i.said), f"{m} {s} {name}") for m in knows for s in range(3) for name, e in exams.items()})
     row, = sat_gaps(runs).where(exam="flipped", first="sft", second="grpo")
+    said = conclusion(runs)
+    assert "- What 'flipped' costs sft: **lower**" in said and "What 'flipped' costs grpo" not in said
+    assert "No better than guessing where it was trained: grpo in relation (" in said and "sft in" not in said
     assert row["verdict"] == "higher" and "**Not decided: grpo cannot be told from guessing where it was trained, and so has nothing to lose.**" in conclusion(runs)
 
 

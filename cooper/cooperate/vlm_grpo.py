@@ -34,7 +34,7 @@ def plain_answer(text: str) -> str:
     text = re.sub(r"(?<=\w)-(?=\w)|[–—/,]|\.{2,}", " ", text) # left-front is left front
     return " ".join(re.sub(r"[^\w\s.\-]|\.(?!\d)|-(?!\.?\d)", "", text).split())
 
-# %% ../../nbs/34_vlm_grpo.ipynb #34af53a3
+# %% ../../nbs/34_vlm_grpo.ipynb #8a6b4e0e
 def vlm_accuracy(
     completion: str, # what the model wrote
     answer: str, # the right one
@@ -44,8 +44,14 @@ def vlm_accuracy(
     "Is the answer the right one?"
     if variant not in REWARDS: raise ValueError(f"variant is {variant!r}; expected one of {', '.join(REWARDS)}")
     if variant != "clean": return _as_released(completion, answer, variant, last_line)
-    said = plain_answer(completion)
-    return float(said == plain_answer(answer)) if said else BLANK
+    said, right = _untagged(completion, answer)
+    if said.strip() and said.strip().lower() == right.strip().lower(): return 1. # of symbols alone nothing plain is left
+    said = plain_answer(said)
+    return float(said == plain_answer(right)) if said else BLANK
+
+def _untagged(said, answer): # a chat model's answer stands between tags, and may have thoughts before it
+    inside = lambda text: (re.findall(r"<answer>(.*?)</answer>", text, re.S) or [text])[-1]
+    return (inside(said), inside(answer)) if "<answer>" in answer and "<answer>" in said else (said, answer)
 
 def _as_released(said, answer, variant, last_line):
     if last_line and "\n" in said: said = said.rsplit("\n", 1)[1].strip() # and else it is not stripped

@@ -281,7 +281,7 @@ def published_counting() -> Table:
     note = (f"Source: {CLAIMED}, Table I. n is not printed. Least n: the smallest number of questions that gives both percentages. Replies without a number left the denominator, so two models were counted on different questions, and a difference of two rows is no difference of two models.")
     return Percentages(rows, dict(data="data", model="model", accuracy="accuracy", close="close calls", least="least n", known="questions there", fits="possible on them"), "Counting as published [%]", note)
 
-# %% ../../nbs/49_sat_study.ipynb #987cd002
+# %% ../../nbs/49_sat_study.ipynb #4f68837b
 METHODS = ("base", "sft", "grpo")
 PRESETS = dict(v1="grpo", v2="grpo", sft="sft") # name -> the method that it sets
 _BENCHMARK = re.compile(r"([\w.-]+)=([^@]+)(?:@(.+))?") # NAME=FILE@PICTURES
@@ -332,6 +332,9 @@ class SatParameters:
             bad += [f"'{what}' has {v!r}; expected some of {', '.join(known)}" for v in getattr(self, what) if v not in known]
         if not self.method: bad.append(f"'method' is empty; expected some of {', '.join(METHODS)}")
         if self.small and self.eyes and self.architecture != "paligemma": bad.append(f"'eyes' is {self.eyes!r}, and architecture {self.architecture!r} has no SigLIP tower of that sort; expected ''")
+        bad += [f"'{k}' is {v}; expected a number above 0" for k in ("learning_rate", "grpo_learning_rate", "warmup_learning_rate") if not 0 < (v := getattr(self, k)) < math.inf]
+        bad += [f"'{k}' is {', '.join(v)!r}; expected different names" for k in ("method", "changes", "kinds") if len(set(v := getattr(self, k))) < len(v)]
+        if not self.kinds: bad.append(f"'kinds' is empty; expected some of {', '.join(KINDS)}")
         if not self.looking < 1: bad.append(f"'looking' is {self.looking}; expected a share below 1")
         known, trained = [v for v in self.preset if v in PRESETS], [m for m in METHODS[1:] if m in self.method]
         bare = [m for m in trained if not self.preset_of(m)]
@@ -341,7 +344,7 @@ class SatParameters:
         if resolve(self.data) == resolve(self.evaluation): bad.append(f"'evaluation' is {self.evaluation!r}, which is what is learned from; expected other questions")
         for what, known in (("labels", ("clean", "as_released")), ("reward", ("clean", "as_released_grpo", "as_released_sft"))):
             if getattr(self, what) not in ("", *known): bad.append(f"'{what}' is {getattr(self, what)!r}; expected one of '', {', '.join(known)}")
-        if not self.seeds or any(not re.fullmatch(r"\d+", s) for s in self.seeds) or len(set(self.seeds)) < len(self.seeds): bad.append(f"'seeds' is {', '.join(self.seeds)!r}; expected different whole numbers, comma separated")
+        if not self.seeds or any(not re.fullmatch(r"\d+", s) for s in self.seeds) or len({int(s) for s in self.seeds}) < len(self.seeds): bad.append(f"'seeds' is {', '.join(self.seeds)!r}; expected different whole numbers, comma separated")
         if self.samples and not self.temperature > 0: bad.append(f"'temperature' is {self.temperature}; expected a number above 0, or every sample is the same")
         odd = [b for b in self.benchmarks if not (m := _BENCHMARK.fullmatch(b)) or m[1].lower() not in OWNERS]
         bad += [f"'benchmarks' has {b!r}; expected NAME=FILE with NAME one of {', '.join(OWNERS)}" for b in odd]
@@ -650,7 +653,7 @@ def sat_differences(runs: SatRuns, k: int=0) -> Table: # k: pass@k, too; 0: not
     return Table(sorted(rows, key=lambda r: order.index(r["exam"])), dict(exam="exam", first="from", second="to") | DIFFERENCE_HEADS, "From method to method",
         "Points on the same questions, mean over seeds. Holm: corrected for all rows of this table. 'With these seeds': the rooms show it, the seeds do not.")
 
-# %% ../../nbs/49_sat_study.ipynb #e8dcd3f9
+# %% ../../nbs/49_sat_study.ipynb #f9804de3
 def _plain_id(i): return i.split("+")[0]
 
 def _gap(runs, m, name): # id of the changed question -> [changed less plain], by seed; None: other rooms
@@ -690,6 +693,7 @@ def sat_gaps(runs: SatRuns) -> Table:
     for name in (n for n in runs.exams if n != runs.first and n in (*VARIANTS, "unseen pairs")):
         for m in runs.methods:
             found = _gap_row(runs, name, m)
+            if found and len({runs.greedy[m, s, name].name for s in runs.seeds}) == 1: found["over_seeds"] = None # one model has no seeds
             if found and found["n"]: rows.append(dict(exam=name, what=f"{m}: changed less as trained", first="", second=m) | found)
         if {"sft", "grpo"} <= set(runs.methods):
             found = _gap_row(runs, name, "grpo", "sft")
@@ -697,9 +701,9 @@ def sat_gaps(runs: SatRuns) -> Table:
     rows = corrected(rows)
     for r in rows: r["verdict"] = verdict(r)
     return Table(rows, dict(exam="exam", what="what") | {k: v for k, v in DIFFERENCE_HEADS.items() if k not in ("before", "after")}, "What a change costs",
-        "Points; below 0: worse than as trained. Flipped and reworded questions are paired with their originals; unseen pairs are other rooms, compared over the same kinds; there p deals the rooms to the two sets by lot.")
+        "Points; below 0: worse than as trained. Flipped and reworded questions are paired with their originals; unseen pairs are other rooms, compared over the same kinds; there p deals the rooms to the two sets by lot. –: one model has no seeds.")
 
-# %% ../../nbs/49_sat_study.ipynb #88b62b29
+# %% ../../nbs/49_sat_study.ipynb #92dc337e
 def _numbers(r):
     seeds = r["over_seeds"]
     return f"{r['difference']} points over rooms, {f'{seeds} over {seeds.n} seeds' if seeds else 'one seed'}, n={r['n']}"
@@ -711,6 +715,27 @@ def _weighed(claim, row, expected, idle=()): # a sentence about a claim; idle: m
     said = ("Supported by these runs" if v == expected else "Contradicted by these runs" if v in ("higher", "lower") else "Not decided") + "."
     if v.endswith("with these seeds"): said = f"Not decided: these runs point {'the same' if v.startswith(expected) else 'the other'} way, and {'one seed says nothing of others' if row['over_seeds'] is None else 'their seeds differ too much'}."
     return f"- {claim} **{said}** ({_numbers(row)})"
+
+def _luck(runs, k): # what so many guesses would give, beside what each method has
+    of = {i.id: i for i in runs.exams[runs.first].items}
+    tried = {m: runs.passes(m, k) for m in runs.methods}
+    chances = [of[q].chance for q in next(iter(tried.values()))]
+    if not chances or None in chances: return []
+    luck = float(np.mean([1 - (1 - c)**k for c in chances]))
+    found = {m: bootstrap(np.array(list(t.values())).mean(1), clusters=clusters([of[q] for q in t])) for m, t in tried.items()}
+    weak = " Where that is no more than luck, a difference shows how much answers vary, not what a model knows." if any(e.low <= luck for e in found.values()) else ""
+    return [f"- Any of {k}: {k} guesses give {100*luck:.0f} %; {'; '.join(f'{m} {e}' for m, e in found.items())}.{weak}"]
+
+def _guessed_kinds(runs): # kinds that a method does not know where it was trained
+    of, found = {i.id: i for i in runs.exams[runs.first].items}, []
+    for m, kind in ((m, k) for m in runs.methods for k in dict.fromkeys(i.kind for i in of.values())):
+        values = {i: v for i, v in runs.scores(m, runs.first).items() if of[i].kind == kind}
+        asked = [of[i] for i in values]
+        if not asked or any(i.chance is None for i in asked): continue
+        about = clusters(asked)
+        e = bootstrap(np.array(list(values.values()), float).mean(1), clusters=about)
+        if _beside_chance(e, float(np.mean([i.chance for i in asked])), len(set(about))) != "above": found.append(f"{m} in {kind} ({e})")
+    return [f"- No better than guessing where it was trained: {'; '.join(found)}."] if found else []
 
 def conclusion(runs: SatRuns, k: int=0) -> str: # Markdown
     "What these runs say of the published claims, and what they do not."
@@ -725,15 +750,20 @@ def conclusion(runs: SatRuns, k: int=0) -> str: # Markdown
     if k: lines.append(_weighed(f"Supervised is better than rewarded where any of {k} may be right (the study: yes, of 4).", find(differences, exam=f"{runs.first}, any of {k}", first="sft", second="grpo"), "lower"))
     shown = [r for r in differences if r["verdict"] != "not shown"]
     lines += [f"- {r['second']} against {r['first']} on '{r['exam']}': **{r['verdict']}**, {100*r['before']:.0f} % to {100*r['after']:.0f} %. ({_numbers(r)})" for r in shown]
+    if k and runs.sampled: lines += _luck(runs, k)
+    costs = [r for r in gaps if not r["first"] and r["verdict"] != "not shown"]
+    lines += [f"- What '{r['exam']}' costs {r['second']}: **{r['verdict']}**. ({_numbers(r)})" for r in costs]
+    lines += _guessed_kinds(runs)
     idle = [r["method"] for r in scores if r["exam"] == runs.first and r["method"] != "base" and r["against"] != "above"]
     lines += [_weighed(f"Rewarded training loses less than supervised on '{n}' questions ({'the study: yes' if n == 'flipped' else 'the study did not ask'}).", find(gaps, exam=n, first="sft", second="grpo"), "higher", idle) for n in runs.exams if n != runs.first and find(gaps, exam=n)]
     def told(r):
-        few = f", {100*r['valid']:.0f} % of the replies are answers" if r["valid"] < .9 else ""
+        right = f", {100*r['given']:.0f} % of those are right" if r["given"] is not None else ""
+        few = f", {100*r['valid']:.0f} % of the replies are answers{right}" if r["valid"] < .9 else ""
         return f"{r['method']} on '{r['exam']}' ({r['accuracy']}{few})"
     below, weak = ([r for r in scores if r["against"] == side] for side in ("below", "at chance"))
     if below: lines.append(f"- Below chance: {'; '.join(map(told, below))}.")
-    if any(r["exam"] == "flipped" and r["valid"] >= .9 for r in below): lines.append("- Whoever answers the unflipped question is wrong on the flipped one: there a score below chance is knowledge that does not listen, and a small gap would be no merit.")
-    if weak: lines.append(f"- Not to be told from guessing: {'; '.join(map(told, weak))}. A gap between two such scores means nothing.")
+    if any(r["exam"] == "flipped" and r["given"] is not None and r["given"] < r["chance"] for r in below): lines.append("- Whoever answers the unflipped question is wrong on the flipped one: there a score below chance is knowledge that does not listen, and a small gap would be no merit.")
+    if weak: lines.append(f"- Overall not to be told from guessing: {'; '.join(map(told, weak))}. A gap between two such scores means nothing.")
     few = f"{len(runs.seeds)} seed{'s' * (len(runs.seeds) > 1)}, {len(runs.exams[runs.first])} questions"
     return "\n".join([*lines, "", f"These sentences are about this model, these rooms and this budget ({few}); they say nothing about PaliGemma 2 on SAT. A seed is one of the order of data, of sampling and of LoRA's start, after one base; what another base would have become is not in these intervals. {len(differences)} differences and {len(gaps)} gaps were looked at, each table corrected for its own number."])
 
