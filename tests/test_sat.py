@@ -312,7 +312,7 @@ def test_who_knows_nothing_loses_nothing(tmp_path):
     row, = sat_gaps(runs).where(exam="flipped", first="sft", second="grpo")
     said = conclusion(runs)
     assert "- What 'flipped' costs sft: **lower**" in said and "What 'flipped' costs grpo" not in said
-    assert "No better than guessing where it was trained: grpo in relation (" in said and "sft in" not in said
+    assert "No better than guessing where it was trained: grpo in " in said and "sft in" not in said
     assert row["verdict"] == "higher" and "**Not decided: grpo cannot be told from guessing where it was trained, and so has nothing to lose.**" in conclusion(runs)
 
 
