@@ -417,3 +417,21 @@ def test_a_sat_file_is_asked_and_learned_from(tmp_path):
 
 
 def held_rows(n): return [GOOD | dict(question_type=kind) for kind in ("other", "goal_aim") for _ in range(n)]
+
+
+def test_items_of_like_names_keep_their_pictures(tmp_path):
+    items = [SatItem(i, "", "Which?", ("a", "b"), "a", (png(c),)) for i, c in (("a/1", "red"), ("a-1", "blue"), ("a 1", "green"))]
+    back = read_published(write_published(items, tmp_path/"p.json"))
+    assert [picture(i.pictures[0].read_bytes()).convert("RGB").getpixel((0, 0)) for i in back] == [(255, 0, 0), (0, 0, 255), (0, 128, 0)]
+
+@pytest.mark.parametrize("spoil,says", [(lambda e: [e | dict(images=[None])], "'images'"), (lambda e: [e | dict(images=["p.json"])], "a file that is a picture"), (lambda e: [], "has no entry")])
+def test_a_published_file_that_cannot_be_is_refused(tmp_path, spoil, says):
+    path = write_published([SatItem("1", "", "Which?", ("a", "b"), "a", (png(),))], tmp_path/"p.json")
+    entry, = json.loads(path.read_text())
+    path.write_text("\ufeff" + json.dumps([entry]), encoding="utf-8")
+    assert len(read_published(path)) == 1, "a mark of byte order is no fault"
+    path.write_text(json.dumps(spoil(entry)))
+    with pytest.raises(ValueError, match=says): read_published(path)
+
+def test_more_options_than_letters_are_refused():
+    with pytest.raises(ValueError, match="27 options; expected 26 at most"): SatItem("1", "", "Which?", tuple(map(str, range(27))), "3", (png(),))

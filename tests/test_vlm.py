@@ -384,3 +384,16 @@ def test_presets_say_what_is_not_known(tmp_path):
     assert v1.config(tmp_path).per_device_train_batch_size == 4 and sft.config(tmp_path).gradient_accumulation_steps == 2 and not v1.skip_even and v2.skip_even
     with pytest.raises(KeyError, match="preset sft: beta is not known"): sft.value("beta")
     assert "not recorded" in v2._repr_html_()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_token_of_the_model_is_no_word_of_an_answer(architecture):
+    "An end in the middle would be learned as one."
+    _, processor = made(architecture)
+    end = processor.tokenizer.eos_token
+    with pytest.raises(ValueError, match=r"row 1 \(z\): 'answer' has .*, a token of the model; expected words"): VLMCollator(processor)([ROWS[0], ROWS[0] | dict(answer=f"left{end}right", id="z")])
+    with pytest.raises(ValueError, match="no rows"): VLMCollator(processor)([])
+
+@pytest.mark.parametrize("said,right,worth", [("<answer> a </answer>", "<answer>A</answer>", 1.), ("I think left.\n<answer>A</answer>", "<answer>A</answer>", 1.), ("<answer>B</answer>", "<answer>A</answer>", 0.),
+                                             ("A", "<answer>A</answer>", 0.), ("<answer></answer>", "<answer>A</answer>", -.2), ("+", "+", 1.), ("", "+", -.2)])
+def test_the_clean_reward_reads_what_a_chat_model_was_asked_for(said, right, worth): assert vlm_accuracy(said, right) == worth

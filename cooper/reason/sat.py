@@ -23,7 +23,7 @@ __all__ = ['PLACES', 'PREFIX', 'STYLES', 'THINKING', 'SHOWN_COUNTS', 'REWORDED',
            'write_published', 'read_published', 'read_thoughts', 'SceneItem', 'scene_item', 'sat_from_scenes',
            'looking_rows', 'flip', 'reword', 'variants']
 
-# %% ../../nbs/27_sat.ipynb #00625fe7
+# %% ../../nbs/27_sat.ipynb #401d6112
 @dataclass(frozen=True, eq=False)
 class SatItem:
     "A question with options and one or more pictures. ValueError where the right answer is none of the options, or the options are not two or more that differ."
@@ -36,6 +36,7 @@ class SatItem:
     source: str = "" # name of the file, or of the scenes
     index: int = -1 # row of the source, counted from 0
     def __post_init__(self):
+        if len(self.options) > 26: raise ValueError(f"item {self.id}: {len(self.options)} options; expected 26 at most, a letter for each")
         if len(self.options) < 2: raise ValueError(f"item {self.id}: 'options' is {self.options!r}; expected two or more")
         twice = next((a for k, a in enumerate(self.options) if a in self.options[:k]), None)
         if twice is not None: raise ValueError(f"item {self.id}: 'options' has {twice!r} twice; expected options that differ")
@@ -227,24 +228,27 @@ def keep_pictures(items: list, folder) -> list: # of SatItem whose pictures are 
         return path
     return [replace(i, pictures=tuple(map(kept, i.pictures))) for i in items]
 
-# %% ../../nbs/27_sat.ipynb #901a1064
+# %% ../../nbs/27_sat.ipynb #6a8b8d80
 def write_published(items: list, path) -> Path: # path: of the JSON file; pictures are put beside it
     "Items as the published training file. Pictures go into the folder SAT_images beside it."
     path, listing = resolve(path), []
-    folder = path.parent/"SAT_images"; folder.mkdir(parents=True, exist_ok=True)
+    folder, taken = path.parent/"SAT_images", set()
+    folder.mkdir(parents=True, exist_ok=True)
     for i in items:
-        names = []
+        names, stem = [], re.sub(r"[^0-9A-Za-z-]+", "-", i.id)
+        if stem in taken: stem += f"-{hashlib.sha256(i.id.encode()).hexdigest()[:8]}-{len(taken)}" # a/1 and a-1 are two items
+        taken.add(stem)
         for k, p in enumerate(i.pictures):
             data = p if isinstance(p, bytes) else p.read_bytes()
             end = (Image.open(io.BytesIO(data)).format or "bin").lower()
-            target = folder/f"{re.sub(r'[^0-9A-Za-z-]+', '-', i.id)}_{k}.{end}"
+            target = folder/f"{stem}_{k}.{end}"
             with write_whole(target) as aside: aside.write_bytes(data)
             names.append(f"SAT_images/{target.name}")
         listing.append(dict(messages=[dict(role="user", content=prefix_prompt(i)), dict(role="assistant", content=i.answer)], images=names))
     with write_whole(path) as aside: aside.write_text(json.dumps(listing, ensure_ascii=False, indent=1), encoding="utf-8")
     return path
 
-# %% ../../nbs/27_sat.ipynb #9de47bef
+# %% ../../nbs/27_sat.ipynb #a3d087b6
 _PUBLISHED = re.compile(r"((?:<image>)+)\s*Answer in natural language\.\s+(.+?)\s+Choose between the following options:\s+(.+?)\s*", re.S)
 
 def _split_options(words, answer): # texts, or None; the right answer may have a comma or an 'or' of its own
@@ -267,14 +271,17 @@ def _published(entry, at, root, index):
     options = _split_options(m[3], answer.strip())
     if options is None: raise fault("'messages[1].content'", answer, f"one of the options '{m[3]}'")
     files = entry.get("images")
-    if not isinstance(files, list) or len(files) != m[1].count("<image>"): raise fault("'images'", files, f"{m[1].count('<image>')} names of pictures, as many as <image> in the prompt")
+    if not isinstance(files, list) or not all(isinstance(f, str) and f for f in files) or len(files) != m[1].count("<image>"): raise fault("'images'", files, f"{m[1].count('<image>')} names of pictures, as many as <image> in the prompt")
     paths = tuple(root/f for f in files)
     lost = next((f for f, p in zip(files, paths) if not p.is_file()), None)
     if lost is not None: raise fault("'images'", lost, f"a file below {root}")
+    for f, p in zip(files, paths):
+        try: Image.open(p).close()
+        except OSError: raise fault("'images'", f, "a file that is a picture") from None
     row = re.match(r"(\d+)_\d+\.", paths[0].name)
     return SatItem(row[1] if row else str(index), "", m[2], tuple(options), answer.strip(), paths, index=int(row[1]) if row else -1)
 
-# %% ../../nbs/27_sat.ipynb #5cb6a2f7
+# %% ../../nbs/27_sat.ipynb #15ce5ff0
 def read_published(
     path, # JSON file
     images=None, # the folder that its pictures are below; that of the file if None
@@ -283,9 +290,10 @@ def read_published(
     "The published training file. ValueError names file, entry, field, value and what would be right."
     if on_bad not in ("raise", "skip"): raise ValueError(f"on_bad is {on_bad!r}; expected raise or skip")
     path = resolve(path)
-    try: listing = json.loads(path.read_text(encoding="utf-8"))
+    try: listing = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as e: raise ValueError(f"{path}: is no JSON ({e})") from None
     if not isinstance(listing, list): raise ValueError(f"{path}: is a {type(listing).__name__}; expected a list of conversations")
+    if not listing: raise ValueError(f"{path}: has no entry; expected one or more conversations")
     bad, found = SkipReport(path), []
     for n, entry in enumerate(listing):
         at = f"{path}: entry {n + 1}"
