@@ -80,7 +80,7 @@ def chat_messages(row: dict, pictures: list | None = None, answer: str | None = 
     system = [turn("system", row["system"])] if row.get("system") else []
     return [*system, turn("user", words, shown), *([turn("assistant", answer)] if answer is not None else [])]
 
-# %% ../../nbs/15_vlm_supervised.ipynb #c9faf950
+# %% ../../nbs/15_vlm_supervised.ipynb #27db7af0
 LABELS = ("clean", "as_released")
 RELEASED_TOKENS = 8 # of an answer, at most, in the published script
 
@@ -98,11 +98,14 @@ class VLMCollator:
         if labels == "as_released" and self.style != "prefix": raise NotBuilt("labels='as_released' for a chat model", "the published script is PaliGemma's")
     def __call__(self, rows: list[dict]) -> dict:
         if not rows: raise ValueError("VLMCollator: no rows; expected at least one")
-        for i, r in enumerate(rows): self._only_words(check_row(r, i), i)
+        self._only_words(rows)
         return getattr(self, f"_{self.style}_{self.labels}")(rows)
-    def _only_words(self, row, place): # or an end would be learned in the middle, or a picture awaited that is not there
-        bad = next((t for t in self.processor.tokenizer.all_special_tokens if t in row["answer"]), None)
-        if bad: raise ValueError(f"{row_name(row, place)}: 'answer' has {bad!r}, a token of the model; expected words")
+    def _only_words(self, rows): # or an end would be learned in the middle, or a picture awaited that is not there
+        special = self.processor.tokenizer.all_special_tokens
+        for i, r in enumerate(rows):
+            answer = check_row(r, i)["answer"]
+            bad = next((t for t in special if t in answer), None)
+            if bad: raise ValueError(f"{row_name(r, i)}: 'answer' has {bad!r}, a token of the model; expected words")
     def prompts(self, rows: list[dict]) -> dict:
         "Without answers, padded on the left: what generation starts from."
         pictures = [open_pictures(check_row(r, i, answer=False), i) for i, r in enumerate(rows)]
