@@ -19,6 +19,7 @@ SMALLEST = { # notebook -> parameters that let it run in about a minute on two c
         num_generations=2, examples=20, questions=10, unseen_rooms=2, samples=2, max_new_tokens=6),
     "51_prompting_study": dict(questions=5, prompts="bare,scene_graph", max_tokens=32),
     "52_grpo_study": dict(steps=1, seeds="0", common=dict(prompts_per_step=2, num_generations=2, keep_every=1, eval_questions=1), gain_questions=5, rollouts=2, questions=5, samples=1),
+    "53_drawing_study": dict(drawing=dict(steps=1, batch_size=1, scenes=4), answering=dict(steps=1, batch_size=2, scenes=4), longer=1, questions=5, evaluation_scenes=2),
     "60_tour": dict(),
 }
 

@@ -336,7 +336,9 @@ def test_objects_are_asked_for_in_any_order():
     for facts in ROOMS:
         if not referable(facts): continue
         (question, answer), = grounding(facts)[-1]
-        names = re.fullmatch(r"Where are the (.+)\?", question)[1].split(", the ")
+        verb, listed = re.fullmatch(r"Where (is|are) the (.+)\?", question).groups()
+        names = listed.split(", the ")
+        assert verb == ("is" if len(names) == 1 else "are")
         assert [o.split(":")[0] for o in answer.rstrip(".").split("; ")] == names and sorted(names) == sorted(map(name, referable(facts)))
         moved += names != [name(o) for o in sorted(referable(facts), key=lambda o: o["pixel"][0])]
     assert moved > len(ROOMS)/3, "an order that can be foreseen teaches no name"

@@ -196,12 +196,6 @@ def test_other_words_ask_the_same():
     with pytest.raises(ValueError, match="in its room; expected"): reword(replace(i, answer=next(o for o in i.options if o != i.answer)))
 
 
-def test_a_single_thing_is_asked_for_in_the_singular(monkeypatch):
-    from cooper.reason import sat
-    monkeypatch.setattr(sat, "grounding", lambda facts, seed: [[("Where are the red ball?", "a"), ("Where are the red ball, the blue cube?", "b")]])
-    assert [r["prompt"] for r in looking_rows(TEST, scenes=1)] == ["<image> Where is the red ball?", "<image> Where are the red ball, the blue cube?"]
-
-
 # measuring
 
 def answers(tmp_path, exam, function, name="m", **more):

@@ -240,7 +240,7 @@ def chain(q: Question, facts: dict) -> tuple:    # of str: what is seen, what fo
     if reference: follows = f"{shown(q.kind, x)} m, {shown(q.kind, y)} m. {follows}"    # computed, not seen
     return f"{seen(things, NEEDED[q.kind])}.", follows
 
-# %% ../../nbs/21_reasoning_data.ipynb #c0ac8415
+# %% ../../nbs/21_reasoning_data.ipynb #4b0ffe5f
 def grounding(
     facts: dict,     # one scene
     seed: int=0,     # what is listed, and the order in which objects are asked about
@@ -250,7 +250,7 @@ def grounding(
     lists = [(q.question.replace("How many", "Which"), chain(q, facts)[0]) for q in counting(facts, rng)[:3]]
     known = referable(facts)
     asked = [known[i] for i in rng.permutation(len(known))]
-    return ([lists] if lists else []) + ([[(f"Where are the {', the '.join(map(name, asked))}?", seen(asked) + ".")]] if asked else [])
+    return ([lists] if lists else []) + ([[(f"Where {'is' if len(asked) == 1 else 'are'} the {', the '.join(map(name, asked))}?", seen(asked) + ".")]] if asked else [])
 
 # %% ../../nbs/21_reasoning_data.ipynb #7b4ef3a5
 class ScenePictures:

@@ -395,13 +395,12 @@ def sat_from_scenes(
     mixed = [i for turn in zip(*(pile[:each] for pile in found.values())) for i in turn]
     return mixed[:count] if count else mixed
 
-# %% ../../nbs/27_sat.ipynb #f71eeda4
+# %% ../../nbs/27_sat.ipynb #53d20ee8
 def looking_rows(folder, seed: int=0, scenes: int|None=None, style: str="prefix") -> list: # of training rows
     "Lessons in looking about rendered rooms, as rows for supervised training."
     if style not in STYLES: raise ValueError(f"style is {style!r}; expected one of {', '.join(STYLES)}")
     mark = "<image> " if style == "prefix" else ""
-    ask = lambda words: re.sub(r"^Where are (the [^,]+\?)$", r"Where is \1", words) # of a single thing
-    def one(facts, n, said): return dict(images=[str(resolve(folder)/facts["image"])], prompt=mark + ask(said[0]), answer=said[1], id=f"{facts['scene_id']}-looking-{n}", kind="looking", options=[], source=facts["split"], index=facts["seed"])
+    def one(facts, n, said): return dict(images=[str(resolve(folder)/facts["image"])], prompt=mark + said[0], answer=said[1], id=f"{facts['scene_id']}-looking-{n}", kind="looking", options=[], source=facts["split"], index=facts["seed"])
     return [one(f, n, said) for f in load_facts(folder, scenes) for n, said in enumerate(s for lesson in grounding(f, seed) for s in lesson)]
 
 # %% ../../nbs/27_sat.ipynb #e61f33e5
