@@ -21,10 +21,10 @@ from .records import CooperAnswers, collect, score
 from ..reason.hosted import weights_hash
 
 # %% auto #0
-__all__ = ['GRPOStudyParameters', 'study_exam', 'flags', 'train_all', 'GRPOStudy', 'ask_study', 'held_out', 'tools',
-           'cooperation_paid', 'rewards_figure', 'drawing_figure', 'before_after_figure', 'grpo_conclusion']
+__all__ = ['GRPOStudyParameters', 'listed', 'bad_seeds', 'study_exam', 'flags', 'train_all', 'GRPOStudy', 'ask_study', 'held_out',
+           'tools', 'cooperation_paid', 'rewards_figure', 'drawing_figure', 'before_after_figure', 'grpo_conclusion']
 
-# %% ../../nbs/49_grpo_study.ipynb #c06bf608
+# %% ../../nbs/49_grpo_study.ipynb #dea6327f
 @dataclass
 class GRPOStudyParameters:
     "Parameters of `52_grpo_study`."
@@ -46,7 +46,7 @@ class GRPOStudyParameters:
         bad = at_least(1, self, "steps gain_questions rollouts questions batch_size") + at_least(0, self, "samples")
         if not self.temperature > 0: bad.append(f"'temperature' is {self.temperature}; expected a number above 0, or every sample is the same")
         if _rooms(self.data) == _rooms(self.evaluation): bad.append(f"'evaluation' is {self.evaluation!r}, which is what is learned from; expected other rooms")
-        bad += _bad_ways(self) + _bad_seeds("seeds", self.seeds)
+        bad += _bad_ways(self) + bad_seeds("seeds", self.seeds)
         if bad: raise ValueError("; ".join(bad))
         for name in self.ways: self.training(name, self.runs(name)[0]) # what cannot be is refused before anything runs
     @property
@@ -55,17 +55,19 @@ class GRPOStudyParameters:
 
 def _rooms(path): return resolve(path).parent.resolve() if path.endswith(".jsonl") else resolve(path).resolve()
 def _folder(name): return re.sub(r"[^a-z0-9]+", "-", str(name).lower()).strip("-")
-def _listed(value): # of texts
+def listed(value) -> list: # of texts
+    "What papermill gives for a list: one text with commas, a list, or a single value."
     if isinstance(value, str): return [v.strip() for v in value.split(",")]
     return [str(v) for v in (value if isinstance(value, (list, tuple)) else [value])]
 
-# %% ../../nbs/49_grpo_study.ipynb #2b5f7119
+# %% ../../nbs/49_grpo_study.ipynb #ad977533
 _OURS = dict(checkpoint="'checkpoint'", data="'data'", evaluation="'evaluation'", out="'out'", seed="'seeds'") # parameters of the study that `30_grpo` has, too
 
-def _bad_seeds(where, seeds):
-    listed = _listed(seeds)
-    whole = all(re.fullmatch(r"\d+", v) for v in listed) and listed
-    return [] if whole and len({int(v) for v in listed}) == len(listed) else [f"'{where}' is {', '.join(listed)!r}; expected different whole numbers, comma separated"]
+def bad_seeds(where: str, seeds) -> list: # of faults, none or one
+    "Whether seeds, as papermill gives them, are different whole numbers."
+    found = listed(seeds)
+    good = found and all(re.fullmatch(r"\d+", v) for v in found) and len({int(v) for v in found}) == len(found)
+    return [] if good else [f"'{where}' is {', '.join(found)!r}; expected different whole numbers, comma separated"]
 
 def _bad_ways(p):
     if not p.ways: return ["'ways' is empty; expected a name and options of 30_grpo, such as {reason: {mode: reason}}"]
@@ -75,13 +77,13 @@ def _bad_ways(p):
         if not isinstance(options, dict): bad.append(f"'{where}' is {options!r}; expected options of 30_grpo by name"); continue
         bad += [f"'{where}' has {k!r}, and {whose} is for all ways; expected other options" for k, whose in _OURS.items() if k in options]
         if where == "common": bad += [f"'common' has {k!r}, which is a parameter of its own; expected it there, or in one way" for k in ("seeds", "steps") if k in options]
-        elif "seeds" in options: bad += _bad_seeds(f"{where}: seeds", options["seeds"])
+        elif "seeds" in options: bad += bad_seeds(f"{where}: seeds", options["seeds"])
     return bad
 
 @patch
 def runs(self: GRPOStudyParameters, name: str) -> list: # of numbers
     "The seeds of a way."
-    return [int(s) for s in _listed(self.ways[name].get("seeds", self.seeds))]
+    return [int(s) for s in listed(self.ways[name].get("seeds", self.seeds))]
 
 @patch
 def training(self: GRPOStudyParameters, name: str, seed: int) -> GRPOParameters:
