@@ -83,7 +83,7 @@ def _told(where, cls, options):
     try: return checked(cls, options)
     except ValueError as e: raise ValueError(f"'{where}': {e}") from None
 
-# %% ../../nbs/49_drawing_study.ipynb #5ffe3fb8
+# %% ../../nbs/49_drawing_study.ipynb #1f60d524
 STAGE1 = "stage 1" # its curves, beside those of the ways
 _IDLE = ("checkpoint", "data", "evaluation", "evaluation_scenes", "evaluate_every", "questions", "workers", "save_steps", "out") # paths, and what changes no weight
 
@@ -101,12 +101,12 @@ def _started(p, seed): # writes the folder of the random weights
     model.vae.load_state_dict(donor.vae.state_dict())
     save_model(model, processor, p.start(seed))
 
-def _told_and_read(q) -> dict: # what decides the weights that come out
-    about = {k: v for k, v in asdict(q).items() if k not in _IDLE} | dict(start=file_hash(resolve(q.checkpoint)), rooms=file_hash(resolve(q.data)))
+def _told_and_read(q, rooms) -> dict: # what decides the weights that come out; rooms: hash of the data, taken once
+    about = {k: v for k, v in asdict(q).items() if k not in _IDLE} | dict(start=file_hash(q.checkpoint), rooms=rooms)
     return json.loads(json.dumps(about, default=str))
 
-def _trained(q, folder, examples_of, module): # -> Curves; q: a stage's parameters; the others as `trained` takes them
-    about, done = _told_and_read(q), resolve(q.out) / "told.json"
+def _trained(q, rooms, folder, examples_of, module): # -> Curves; q: a stage's parameters; the others as `trained` takes them
+    about, done = _told_and_read(q, rooms), resolve(q.out) / "told.json"
     if done.is_file():
         before = json.loads(done.read_text(encoding="utf-8"))
         other = [f"{k} was {before[k]!r} and is {v!r}" for k, v in about.items() if k in before and before[k] != v]
@@ -120,14 +120,14 @@ def _trained(q, folder, examples_of, module): # -> Curves; q: a stage's paramete
 
 def train_pairs(p: DrawingStudyParameters) -> dict: # (way, seed) -> Curves of learning to answer; (STAGE1, seed) -> of learning to draw
     "Trains every way with every seed, below `p.out`. A killed training goes on, a finished one is loaded. ValueError if a folder holds another training: other options, another start or other rooms."
-    curves = {}
+    curves, rooms = {}, file_hash(p.data)
     for seed in p.runs:
         _started(p, seed)
-        curves[STAGE1, seed] = _trained(p.stage1(seed), "amg", amg_examples, "cooper.perceive.supervised")
-        for way in p.ways: curves[way, seed] = _trained(p.stage2(way, seed), "sft", sft_examples, "cooper.reason.lessons")
+        curves[STAGE1, seed] = _trained(p.stage1(seed), rooms, "amg", amg_examples, "cooper.perceive.supervised")
+        for way in p.ways: curves[way, seed] = _trained(p.stage2(way, seed), rooms, "sft", sft_examples, "cooper.reason.lessons")
     return curves
 
-# %% ../../nbs/49_drawing_study.ipynb #95eb2868
+# %% ../../nbs/49_drawing_study.ipynb #7e6024d9
 @dataclass(eq=False)
 class DrawingStudy:
     "Answers of every model, and what the drawing ones draw."
@@ -137,12 +137,12 @@ class DrawingStudy:
     scored: dict = field(default_factory=dict) # (way, seed) -> Scored
     drawn: dict = field(default_factory=dict) # seed -> Perception, after stage 1
     @cached_property
-    def blind(self) -> dict: # id -> what the best blind guess is worth: always the most common answer of a kind
+    def constant(self) -> dict: # id -> what always giving the most common answer of its kind is worth
         return constant_guesses(self.exam)
     def __repr__(self): return f"DrawingStudy({', '.join(self.p.ways)}; {len(self.p.runs)} seed{'s' * (len(self.p.runs) > 1)}; {len(self.exam)} held-out questions)"
     def guess(self, items: list) -> float:
         "The better of guessing evenly and of always giving the most common answer, as a share of these questions."
-        return float(max(np.mean([i.chance for i in items]), np.mean([self.blind[i.id] for i in items])))
+        return float(max(np.mean([i.chance for i in items]), np.mean([self.constant[i.id] for i in items])))
     def values(self, way: str) -> dict: # id -> 0 or 1, one for each seed, in their order
         "Which answers are right."
         found = {}
@@ -229,7 +229,7 @@ def learning_figure(study: DrawingStudy): # -> matplotlib Figure
     plt.close(fig)
     return fig
 
-# %% ../../nbs/49_drawing_study.ipynb #336aad5d
+# %% ../../nbs/49_drawing_study.ipynb #bf311ddd
 _SAID = {"higher": "drawing first helped", "lower": "drawing first hurt", "not shown": "that drawing first helped is not shown",
          "higher with these seeds": "drawing first helped with these seeds", "lower with these seeds": "drawing first hurt with these seeds"}
 
@@ -240,9 +240,9 @@ def _sentence(r):
 
 def drawing_conclusion(study: DrawingStudy) -> str: # Markdown
     "What the runs show, with its numbers."
-    lines = [_sentence(r) for r in what_it_helped(study).rows]
-    lines += [f"- stage 1, seed {r['seed']}: AbsRel {r['absrel']} where the mean map has {r['blind']}; mIoU {r['miou']}." for r in learned_to_draw(study).rows]
-    lines += [f"- stage 1, seed {r['seed']}, is not shown to draw better than the mean map: this pair says nothing about learning to draw." for r in learned_to_draw(study).rows if not r["sees"]]
+    lines, drawn = [_sentence(r) for r in what_it_helped(study).rows], learned_to_draw(study).rows
+    lines += [f"- stage 1, seed {r['seed']}: AbsRel {r['absrel']} where the mean map has {r['blind']}; mIoU {r['miou']}." for r in drawn]
+    lines += [f"- stage 1, seed {r['seed']}, is not shown to draw better than the mean map: this pair says nothing about learning to draw." for r in drawn if not r["sees"]]
     if unseen := [kind for kind in sorted({i.kind for i in study.exam.items}) if not any(_sees(study, way, kind) for way in study.p.ways)]:
         lines.append(f"- About {', '.join(unseen)} no way is shown to answer better than a blind guess: there these runs can show little.")
     return "\n".join([*lines, f"- {_cost(study.p)}", "", "The paper reports a gain of 7.92 % in estimating distance and size (its abstract) for a variant of BAGEL-7B that was trained only to draw. That model had its words before, and these small ones learn theirs after; "
