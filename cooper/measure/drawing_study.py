@@ -27,9 +27,9 @@ __all__ = ['DRAWING', 'ANSWERS', 'LONGER', 'WAYS', 'STAGE1', 'CLAIMED', 'Drawing
            'drawing_exam', 'ask_pairs', 'learned_to_draw', 'what_it_helped', 'helped_figure', 'learning_figure',
            'drawing_conclusion']
 
-# %% ../../nbs/49_drawing_study.ipynb #e744f7d1
+# %% ../../nbs/49_drawing_study.ipynb #a0e0d0f4
 DRAWING, ANSWERS, LONGER = WAYS = ("drawing first", "answers only", "answers only, longer")
-_DIRECT = dict(mode_weights={"direct": 1.}, amg_weight=0., grounding_weight=0., comparing_weight=0.) # questions alone, answered at once
+_DIRECT = dict(mode_weights={"direct": 1.}, amg_weight=0., grounding_weight=0., placing_weight=0., comparing_weight=0.) # questions alone, answered at once
 _SHARED = ("checkpoint", "data", "evaluation", "out", "seed", "preset", "stop_after", "evaluate_every", "evaluation_scenes")
 _OURS = dict(drawing=(*_SHARED, "replay", "replay_weight", "autoencoder_steps"), answering=(*_SHARED, *_DIRECT, "questions")) # what would undo the comparison, or do nothing
 

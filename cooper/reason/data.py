@@ -9,20 +9,20 @@ __all__ = ['KINDS', 'FLIPPABLE', 'FLAGS', 'COUNTS', 'PRIOR_FLAG', 'MIN_VISIBLE',
            'reading', 'seen', 'from_left', 'chain', 'grounding', 'ScenePictures', 'scene_map', 'tools', 'solution',
            'show_solution', 'sft_faults', 'check_sft', 'rl_faults', 'check_rl', 'SkipReport', 'Rows', 'write_sft',
            'read_sft', 'rl_row', 'rl_question', 'write_rl', 'read_rl', 'released_sft', 'released_rl', 'convert_sft',
-           'convert_rl', 'validate', 'main', 'split_questions', 'dialogue', 'sft_rows', 'lesson', 'grounding_rows',
-           'comparing', 'comparing_rows', 'vocabulary_texts']
+           'convert_rl', 'validate', 'main', 'split_questions', 'dialogue', 'sft_rows', 'lesson', 'looked_at',
+           'grounding_rows', 'placing', 'placing_rows', 'comparing', 'comparing_rows', 'vocabulary_texts']
 
-# %% ../../nbs/21_reasoning_data.ipynb #1e6613e1
+# %% ../../nbs/21_reasoning_data.ipynb #e2597559
 import argparse, sys, warnings
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import combinations, takewhile
+from itertools import combinations, pairwise, takewhile
 from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 from ..core import decode_picture, encode_picture, read_jsonl, resolve, seed_for, write_jsonl
 from ..model.modalities import MODALITIES, MODES, SegmentMap, modality
-from ..model.processor import COOPERATE_SYSTEM, read_picture, tiny_protocol
+from ..model.processor import COOPERATE_SYSTEM, read_picture, text_parts, tiny_protocol
 from ..perceive.data import lines_of
 from ..perceive.scenes import CLASSES, COLOURS, FAR, NEAR, SHAPES, load_facts, load_rendered, mirrored
 
@@ -348,15 +348,15 @@ def solution(
     system = protocol.get("system", {}).get(mode)
     return [*([_text(system)] if system else []), _picture(encode(pictures("rgb", size))), _text(q.question), *turns]
 
-# %% ../../nbs/21_reasoning_data.ipynb #0d3786bd
+# %% ../../nbs/21_reasoning_data.ipynb #7f977377
 def show_solution(items: list) -> str:
     "HTML of an `interleaved_reason` list: pictures in place, learned parts bold, given parts grey."
     import html
     def cell(i):
-        given = f'<span style="color:#888">{html.escape(i.get("prefix", ""))}</span>'
         shown = f'<img width="64" height="64" style="image-rendering:pixelated" src="data:image/png;base64,{i["value"]}">'
-        body = given + html.escape(i["value"]).replace("\n", "<br>") if i["type"] == "text" else shown
-        style = "font-weight:bold;border-left:3px solid #c33" if i["need_loss"] == "true" else "color:#888;border-left:3px solid #ddd"
+        said = lambda words, learn: html.escape(words).replace("\n", "<br>") if learn else f'<span style="color:#888">{html.escape(words)}</span>'
+        body = "".join(said(*part) for part in text_parts(i)) if i["type"] == "text" else shown
+        style = "font-weight:bold;border-left:3px solid #c33" if i["need_loss"] == "true" else "border-left:3px solid #ddd"
         return f'<div style="padding:1px 6px;margin:2px;{style}">{body}</div>'
     return f'<div style="display:inline-block;vertical-align:top;max-width:21em;margin-right:1em">{"".join(map(cell, items))}</div>'
 
@@ -374,13 +374,13 @@ def _one_of(row, field, allowed, place=""):
     if _field(row, field, place=place) not in allowed:
         raise ValueError(f"{place}'{field}' is {row[field]!r:.60}; expected one of {', '.join(allowed)}")
 
-# %% ../../nbs/21_reasoning_data.ipynb #01d4724a
+# %% ../../nbs/21_reasoning_data.ipynb #bb45742c
 def _attempt(faults, check): # what it gives, or None and one fault more
     try: return check()
     except ValueError as e: faults.append(str(e))
 
 def sft_faults(row: dict) -> list[str]:
-    "All that is wrong with a row, by the released SFT schema with our two additions."
+    "All that is wrong with a row, by the released SFT schema with our additions."
     faults, items = [], None
     items = _attempt(faults, lambda: _field(row, "interleaved_reason", list)) or []
     if isinstance(row, dict) and "mode" in row: _attempt(faults, lambda: _one_of(row, "mode", MODES)) # the released rows have none: all are cooperative
@@ -399,13 +399,20 @@ def _item_faults(item, place):
     return faults
 
 def check_sft(row: dict):
-    "ValueError, with the first of its faults, unless the row is one of the released SFT schema (with our two additions)."
+    "ValueError, with the first of its faults, unless the row is one of the released SFT schema (with our additions)."
     if faults := sft_faults(row): raise ValueError(faults[0])
 
-# %% ../../nbs/21_reasoning_data.ipynb #d319379f
+# %% ../../nbs/21_reasoning_data.ipynb #b22c3029
 def _check_text(item, place):
     if "prefix" in item and (not isinstance(item["prefix"], str) or item.get("need_loss") != "true"):
         raise ValueError(f"{place}'prefix' is {item['prefix']!r:.60}; expected a string, on a text with 'need_loss' \"true\"")
+    if "spans" in item and (item.get("need_loss") != "true" or not _are_spans(item["spans"], len(item["value"]))):
+        raise ValueError(f"{place}'spans' is {item['spans']!r:.60}; expected pairs [start, end] of character positions of 'value', in order, on a text with 'need_loss' \"true\"")
+
+def _are_spans(spans, length):
+    if not isinstance(spans, list) or not spans or not all(isinstance(s, list) and len(s) == 2 and all(type(at) is int for at in s) for s in spans): return False
+    cuts = [0, *(at for span in spans for at in span), length]
+    return all(a <= b for a, b in pairwise(cuts)) and all(start < end for start, end in spans)
 
 def _check_picture(item, place):
     if "modality" in item: _one_of(item, "modality", tuple(MODALITIES), place)
@@ -649,7 +656,7 @@ def sft_rows(
                 items = dialogue([work(other, mode) for other in asked[n:n + several]])
                 yield dict(interleaved_reason=items, mode=mode, kind=q.kind, data_id=q.data_id)
 
-# %% ../../nbs/21_reasoning_data.ipynb #5b4feb90
+# %% ../../nbs/21_reasoning_data.ipynb #a1946039
 def lesson(
     said: list,              # of (question, answer), see `grounding`
     pictures,                # see `solution`
@@ -660,13 +667,24 @@ def lesson(
     drawn: str=None,         # name of a modality: its true map is there already
 ) -> list:                   # one `interleaved_reason`: the picture, then question and answer, question and answer
     "A lesson in looking as a conversation about one picture."
+    turns = [item for question, answer in said for item in (_text(question), _text(answer, learn=True))]
+    return looked_at(turns, pictures, protocol, size, encode, mode, drawn)
+
+def looked_at(
+    turns: list,             # text items
+    pictures, protocol: dict=None, size: int=64, encode=encode_picture, mode: str="direct", drawn: str=None,   # see `lesson`
+) -> list:                   # one `interleaved_reason`
+    "Some words below a picture, or below a picture and its map."
     protocol = protocol or {}
     system = protocol.get("system", {}).get(mode)
     before = [_text(modality(drawn, protocol).request), _picture(encode(pictures(drawn, size))) | {"modality": drawn}, _text(protocol.get("reflection", ""))] if drawn else []
-    turns = [item for question, answer in said for item in (_text(question), _text(answer, learn=True))]
     return [*([_text(system)] if system else []), _picture(encode(pictures("rgb", size))), *before, *turns]
 
 LOOKING = ("direct", "reason", "cooperate") # modes in whose words lessons in looking are given
+
+def _looked(modes, protocol): # names of the modalities that a lesson may show
+    if not modes or set(modes) - set(LOOKING): raise ValueError(f"modes is {modes!r}; expected some of {', '.join(LOOKING)}")
+    return tuple((protocol or {}).get("modalities", MODALITIES))
 
 def grounding_rows(
     folder, seed: int=0, scenes: int=None,   # as for `split_questions`
@@ -678,14 +696,42 @@ def grounding_rows(
     modes: tuple=LOOKING,    # drawn from for each lesson
 ):                           # yields rows as `sft_rows` does, of kind 'grounding'
     "Lessons in looking about every scene of a split; the mode of each is drawn by the seed."
-    if not modes or set(modes) - set(LOOKING): raise ValueError(f"modes is {modes!r}; expected some of {', '.join(LOOKING)}")
-    kinds = tuple((protocol or {}).get("modalities", MODALITIES))
+    kinds = _looked(modes, protocol)
     for facts, _ in split_questions(folder, seed, 1, scenes, mirror=mirror, max_objects=max_objects):
         pictures, rng = ScenePictures(folder, facts, protocol), np.random.default_rng(seed_for("lesson", seed, facts["scene_id"]))
         for n, said in enumerate(grounding(facts, seed)):
             mode, drawn = str(rng.choice(modes)), str(rng.choice(kinds)) if kinds else None
             items = lesson(said, pictures, protocol, size, encode, mode, drawn if mode == "cooperate" else None)
             yield dict(interleaved_reason=items, mode=mode, kind="grounding", data_id=f"{facts['scene_id']}-grounding-{n}")
+
+# %% ../../nbs/21_reasoning_data.ipynb #eb09f545
+def placing(
+    facts: dict,     # one scene
+    rng,             # a numpy generator: the order of the objects, and which measures are told
+) -> dict | None:    # a text item; None where nothing can be named
+    "Every object that can be named, in any order, with its numbers; only these are learned."
+    known = referable(facts)
+    if not known: return None
+    measures, value, spans = SEEN[:rng.integers(1, len(SEEN) + 1)], "", []
+    for i in rng.permutation(len(known)):
+        said = ("; " if value else "") + reading(known[i], measures)
+        value += said
+        spans.append([len(value) - len(said) + said.index(": ") + 2, len(value)])
+    return _text(value, learn=True, spans=spans)
+
+def placing_rows(
+    folder, seed: int=0, per_scene: int=5, scenes: int=None,   # as for `split_questions`; so many orders of the objects of each scene
+    protocol: dict=None, size: int=64, mirror: bool=False, max_objects: int=0, encode=encode_picture, modes: tuple=LOOKING,   # as for `grounding_rows`
+):                           # yields rows as `sft_rows` does, of kind 'placing'
+    "Lessons in placing about every scene of a split; the mode of each, the order and the measures are drawn by the seed."
+    kinds = _looked(modes, protocol)
+    for facts, _ in split_questions(folder, seed, 1, scenes, mirror=mirror, max_objects=max_objects):
+        pictures, rng = ScenePictures(folder, facts, protocol), np.random.default_rng(seed_for("placing", seed, facts["scene_id"]))
+        for n in range(per_scene):
+            said, mode, drawn = placing(facts, rng), str(rng.choice(modes)), str(rng.choice(kinds)) if kinds else None
+            if said is None: continue # an empty room, or one of nothing but twins
+            items = looked_at([said], pictures, protocol, size, encode, mode, drawn if mode == "cooperate" else None)
+            yield dict(interleaved_reason=items, mode=mode, kind="placing", data_id=f"{facts['scene_id']}-placing-{n}")
 
 # %% ../../nbs/21_reasoning_data.ipynb #cf8e246f
 def comparing(
