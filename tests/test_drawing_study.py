@@ -14,7 +14,7 @@ def test_ways_differ_in_start_and_length_alone():
     drawing, answers, longer = (asdict(P.stage2(way, 1)) for way in P.ways)
     assert {k for k in drawing if drawing[k] != answers[k]} == {"checkpoint", "out"}
     assert {k for k in longer if longer[k] != answers[k]} == {"steps", "out"} and longer["steps"] == 14
-    assert answers["mode_weights"] == {"direct": 1.} and not any(answers[k] for k in ("amg_weight", "grounding_weight", "comparing_weight"))
+    assert answers["mode_weights"] == {"direct": 1.} and not any(answers[k] for k in ("amg_weight", "grounding_weight", "placing_weight", "comparing_weight"))
 
 
 def test_parameters_as_papermill_gives_them():

@@ -7,9 +7,9 @@ import cooper
 from cooper.core import decode_picture, encode_picture, resolve, write_jsonl
 from cooper.model.modalities import MODES, modality
 from cooper.perceive.scenes import CLASSES, Camera, load_facts, mirrored
-from cooper.model.processor import COOPERATE_SYSTEM
-from cooper.reason.data import (FLAGS, FLIPPABLE, KINDS, MARGIN, Question, RATIO, ScenePictures, chain, chance_level, check_sft, comparing, comparing_rows, convert_rl, convert_sft, main, grounding, grounding_rows, measure, name,
-    questions, read_rl, read_sft, referable, rl_question, sft_rows, solution, split_questions, tools, validate, vocabulary_texts, write_rl, write_sft)
+from cooper.model.processor import COOPERATE_SYSTEM, text_parts
+from cooper.reason.data import (FLAGS, FLIPPABLE, KINDS, MARGIN, Question, RATIO, ScenePictures, chain, chance_level, check_sft, comparing, comparing_rows, convert_rl, convert_sft, main, grounding, grounding_rows, measure, name, placing, placing_rows,
+    questions, read_rl, read_sft, reading, referable, rl_question, sft_rows, solution, split_questions, tools, validate, vocabulary_texts, write_rl, write_sft)
 
 def some_room(seed):
     "Facts of a made-up scene: random places, colours, shapes and sizes."
@@ -317,6 +317,44 @@ def test_lessons_in_looking_come_beside_a_map_too():
     assert {m[1] for m in maps["cooperate"]} == {"depth", "segmentation"} and all(len(m) == 2 and m[0] is None for m in maps["cooperate"])
     assert all(i["need_loss"] == "false" for r in rows for i in r["interleaved_reason"] if i["type"] == "image"), "maps are given, not learned"
     assert [r["mode"] for r in rows] == [r["mode"] for r in grounding_rows(folder, protocol=PROTOCOL)]
+
+def test_lessons_in_placing_give_the_names_and_learn_the_numbers():
+    moved, told, rng = 0, set(), np.random.default_rng(0)
+    for facts in ROOMS[:60]:
+        item = placing(facts, rng)
+        known = {name(o): o for o in referable(facts)}
+        assert (item is None) == (not known)
+        if item is None: continue
+        parts = text_parts(item)
+        assert "".join(words for words, _ in parts) == item["value"] and [learn for _, learn in parts] == [False, True]*len(known)
+        names, numbers = ([words for words, learn in parts if learn == wanted] for wanted in (False, True))
+        assert sorted(n.removeprefix("; ").removesuffix(": ") for n in names) == sorted(known), "each that can be named, once"
+        for given, learned in zip(names, numbers):
+            n = 1 + learned.count(",")
+            assert f"{given.removeprefix('; ')}{learned}" == reading(known[given.removeprefix("; ")[:-2]], ("relation", "depth", "size")[:n]), "the words of a thought"
+            told.add(n)
+        columns = [float(n.split(",")[0]) for n in numbers]
+        moved += columns != sorted(columns)
+    assert told == {1, 2, 3} and moved > 15, "from left to right no name is needed"
+
+def test_rows_of_placing():
+    folder = resolve("data/scenes")/"test"
+    rows = list(placing_rows(folder, per_scene=3, scenes=12, protocol=PROTOCOL, mirror=True))
+    again = list(placing_rows(folder, per_scene=3, scenes=12, protocol=PROTOCOL, mirror=True))
+    for r in rows: check_sft(r)
+    assert rows == again and len({r["data_id"] for r in rows}) == len(rows) and {r["kind"] for r in rows} == {"placing"}
+    assert rows != list(placing_rows(folder, seed=1, per_scene=3, scenes=12, protocol=PROTOCOL, mirror=True))
+    assert len({r["interleaved_reason"][-1]["value"] for r in rows if r["data_id"].startswith(rows[0]["data_id"].rsplit("-", 1)[0])}) > 1, "orders and measures change"
+    few = {f["scene_id"] for f in load_facts(folder) if len(f["objects"]) <= 3}
+    assert {r["data_id"].rsplit("-", 2)[0] for r in placing_rows(folder, per_scene=1, max_objects=3, protocol=PROTOCOL)} <= few
+    with pytest.raises(ValueError, match="expected some of direct, reason, cooperate"): list(placing_rows(folder, modes=("perceive",)))
+
+@pytest.mark.parametrize("spans", [[], [[0, 3], [2, 5]], [[3, 3]], [[0, 99]], [[-1, 2]], [0, 3], [["0", "3"]], "0-3", [[0, 3, 5]], [[True, 3]]])
+def test_spans_are_positions_in_order(spans):
+    row = lambda **fields: dict(interleaved_reason=[dict(type="text", value="ball: 12", need_loss="true") | fields])
+    check_sft(row(spans=[[0, 3], [3, 8]]))
+    with pytest.raises(ValueError, match="item 0 of 'interleaved_reason': 'spans' is .*expected pairs"): check_sft(row(spans=spans))
+    with pytest.raises(ValueError, match="on a text with 'need_loss'"): check_sft(row(spans=[[0, 3]], need_loss="false"))
 
 def test_lessons_in_comparing_are_the_chains_with_their_numbers_given():
     for facts in ROOMS[:20]:

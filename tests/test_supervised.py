@@ -15,7 +15,7 @@ from cooper.perceive.parts import part_of
 from cooper.perceive.scenes import CLASSES, FAR, NEAR
 from cooper.perceive.supervised import (AmgExamples, AmgParameters, InterleavedExamples, Mixture, SftParameters, SupervisedConfig,
     SupervisedTrainer, amg_rows, by_mode, LatentCache, fresh_cooper, load_map, measure_latents, newest_whole, train_stage, trained)
-from cooper.reason.data import sft_rows
+from cooper.reason.data import placing_rows, sft_rows
 from grpo_house import miniature, room
 from house import cells
 
@@ -181,6 +181,16 @@ def test_no_examples_is_an_error(tmp_path):
         SupervisedTrainer(model, SupervisedConfig(output_dir=str(tmp_path), use_cpu=True), Mixture([], []))
 
 
+def test_only_the_numbers_of_a_lesson_in_placing_are_targets():
+    model, examples = made()
+    processor = examples.parts[0].processor
+    for row in placing_rows("data/scenes/test", scenes=6, per_scene=2, protocol=processor.protocol, encode=lambda p: p):
+        batch = pack([InterleavedExamples([row], processor).build(0)], model.config.geometry)
+        said = row["interleaved_reason"][-1]
+        numbers = "".join(said["value"][start:end] for start, end in said["spans"])
+        assert processor.tokenizer.decode(batch.target_ids) == numbers + "<|im_end|>", row["data_id"]
+
+
 def test_released_rows_are_learned_from(tmp_path):
     "No row of the released schema says its mode; weights for the other modes are dropped, and that is said."
     from cooper.reason.data import read_sft, write_sft
@@ -261,7 +271,7 @@ def test_parameters_out_of_range_fail_before_anything_runs(name, cls, value):
 
 @pytest.mark.parametrize("words, changes", [("'ema_decay' is -1.0; expected at least 0", dict(ema_decay=-1)), ("'ema_decay' is nan", dict(ema_decay=float("nan"))),
     ("'learning_rate' is 0.0", dict(learning_rate=0)), ("'amg_weight' is 1.5", dict(amg_weight=1.5)), ("'grounding_weight' is 0.6; expected 0 to 0.5, what the others leave", dict(grounding_weight=.6, amg_weight=.5)),
-    ("'grounding_weight' is -0.1", dict(grounding_weight=-.1)), ("'comparing_weight' is 0.3; expected 0 to 0.2, what the others leave", dict(amg_weight=.5, grounding_weight=.3, comparing_weight=.3)),
+    ("'grounding_weight' is -0.1", dict(grounding_weight=-.1)), ("'comparing_weight' is 0.3; expected 0 to 0.2, what the others leave", dict(amg_weight=.5, grounding_weight=.3, placing_weight=0, comparing_weight=.3)),
     ("has a mode 'think'; expected some of direct", dict(mode_weights={"think": 1})),
     ("of direct is -1; expected a number", dict(mode_weights={"direct": -1})), ("of direct is 'much'", dict(mode_weights={"direct": "much"})),
     ("'lora_also' is 'drawing' without 'lora'", dict(lora_also="drawing")), ("'freeze' and 'lora_also' both name drawing", dict(lora="both", lora_also="drawing", freeze="vision, drawing")),
