@@ -337,12 +337,16 @@ def test_lessons_in_placing_give_the_names_and_learn_the_numbers():
         moved += columns != sorted(columns)
     assert told == {1, 2, 3} and moved > 15, "from left to right no name is needed"
 
-def test_rows_of_placing():
+def test_rows_of_placing(tmp_path):
     folder = resolve("data/scenes")/"test"
     rows = list(placing_rows(folder, per_scene=3, scenes=12, protocol=PROTOCOL, mirror=True))
     again = list(placing_rows(folder, per_scene=3, scenes=12, protocol=PROTOCOL, mirror=True))
     for r in rows: check_sft(r)
     assert rows == again and len({r["data_id"] for r in rows}) == len(rows) and {r["kind"] for r in rows} == {"placing"}
+    for r in rows:
+        pictures = [i for i in r["interleaved_reason"] if i["type"] == "image"]
+        assert len(pictures) == 1 + (r["mode"] == "cooperate") and all(i["need_loss"] == "false" for i in pictures), "a map is given, not learned"
+    assert read_sft(write_sft(tmp_path/"placing.jsonl", rows)) == rows, "spans survive"
     assert rows != list(placing_rows(folder, seed=1, per_scene=3, scenes=12, protocol=PROTOCOL, mirror=True))
     assert len({r["interleaved_reason"][-1]["value"] for r in rows if r["data_id"].startswith(rows[0]["data_id"].rsplit("-", 1)[0])}) > 1, "orders and measures change"
     few = {f["scene_id"] for f in load_facts(folder) if len(f["objects"]) <= 3}
@@ -352,9 +356,9 @@ def test_rows_of_placing():
 @pytest.mark.parametrize("spans", [[], [[0, 3], [2, 5]], [[3, 3]], [[0, 99]], [[-1, 2]], [0, 3], [["0", "3"]], "0-3", [[0, 3, 5]], [[True, 3]]])
 def test_spans_are_positions_in_order(spans):
     row = lambda **fields: dict(interleaved_reason=[dict(type="text", value="ball: 12", need_loss="true") | fields])
-    check_sft(row(spans=[[0, 3], [3, 8]]))
-    with pytest.raises(ValueError, match="item 0 of 'interleaved_reason': 'spans' is .*expected pairs"): check_sft(row(spans=spans))
-    with pytest.raises(ValueError, match="on a text with 'need_loss'"): check_sft(row(spans=[[0, 3]], need_loss="false"))
+    check_sft(row(loss_spans=[[0, 3], [3, 8]]))
+    with pytest.raises(ValueError, match="item 0 of 'interleaved_reason': 'loss_spans' is .*expected pairs"): check_sft(row(loss_spans=spans))
+    with pytest.raises(ValueError, match="on a text with 'need_loss'"): check_sft(row(loss_spans=[[0, 3]], need_loss="false"))
 
 def test_lessons_in_comparing_are_the_chains_with_their_numbers_given():
     for facts in ROOMS[:20]:

@@ -6,7 +6,7 @@ from PIL import Image
 from cooper.core import checked, read_jsonl
 from cooper.model.checkpoint import load_model, save_model
 from cooper.model.modalities import Depth, modality
-from cooper.model.processor import tiny_protocol, train_tokenizer
+from cooper.model.processor import text_parts, tiny_protocol, train_tokenizer
 from cooper.model.sequence import pack
 from cooper.perceive import supervised
 from cooper.perceive.data import read_amg
@@ -181,14 +181,18 @@ def test_no_examples_is_an_error(tmp_path):
         SupervisedTrainer(model, SupervisedConfig(output_dir=str(tmp_path), use_cpu=True), Mixture([], []))
 
 
-def test_only_the_numbers_of_a_lesson_in_placing_are_targets():
+def test_the_numbers_of_a_lesson_in_placing_and_its_end_are_targets():
     model, examples = made()
     processor = examples.parts[0].processor
     for row in placing_rows("data/scenes/test", scenes=6, per_scene=2, protocol=processor.protocol, encode=lambda p: p):
         batch = pack([InterleavedExamples([row], processor).build(0)], model.config.geometry)
         said = row["interleaved_reason"][-1]
-        numbers = "".join(said["value"][start:end] for start, end in said["spans"])
+        numbers = "".join(said["value"][start:end] for start, end in said["loss_spans"])
         assert processor.tokenizer.decode(batch.target_ids) == numbers + "<|im_end|>", row["data_id"]
+        assert processor.text(text_parts(said)).ids == processor.text(said["value"]).ids, "the cuts are no cuts to the tokenizer"
+        *spans, (start, end) = said["loss_spans"]
+        early = processor.text(text_parts(said | dict(loss_spans=[*spans, [start, end - 1]])))
+        assert not any(early.learn[-2:]), "what is given ends in a given end"
 
 
 def test_released_rows_are_learned_from(tmp_path):
@@ -271,7 +275,7 @@ def test_parameters_out_of_range_fail_before_anything_runs(name, cls, value):
 
 @pytest.mark.parametrize("words, changes", [("'ema_decay' is -1.0; expected at least 0", dict(ema_decay=-1)), ("'ema_decay' is nan", dict(ema_decay=float("nan"))),
     ("'learning_rate' is 0.0", dict(learning_rate=0)), ("'amg_weight' is 1.5", dict(amg_weight=1.5)), ("'grounding_weight' is 0.6; expected 0 to 0.5, what the others leave", dict(grounding_weight=.6, amg_weight=.5)),
-    ("'grounding_weight' is -0.1", dict(grounding_weight=-.1)), ("'comparing_weight' is 0.3; expected 0 to 0.2, what the others leave", dict(amg_weight=.5, grounding_weight=.3, placing_weight=0, comparing_weight=.3)),
+    ("'grounding_weight' is -0.1", dict(grounding_weight=-.1)), ("'placing_weight' is 0.5; expected 0 to 0.4, what the others leave", dict(amg_weight=.5, grounding_weight=.1, placing_weight=.5)), ("'comparing_weight' is 0.3; expected 0 to 0.2, what the others leave", dict(amg_weight=.5, grounding_weight=.3, placing_weight=0, comparing_weight=.3)),
     ("has a mode 'think'; expected some of direct", dict(mode_weights={"think": 1})),
     ("of direct is -1; expected a number", dict(mode_weights={"direct": -1})), ("of direct is 'much'", dict(mode_weights={"direct": "much"})),
     ("'lora_also' is 'drawing' without 'lora'", dict(lora_also="drawing")), ("'freeze' and 'lora_also' both name drawing", dict(lora="both", lora_also="drawing", freeze="vision, drawing")),

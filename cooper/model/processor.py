@@ -338,15 +338,25 @@ def text(self: CooperProcessor,
     if not open: ids.append(self.eos); flags.append(bool(parts and parts[-1][1]))
     return TextSegment(tuple(ids), tuple(flags))
 
-# %% ../../nbs/05_processor.ipynb #e59aa94a
+# %% ../../nbs/05_processor.ipynb #555fd38b
 def text_parts(
-    item: dict, # 'value', 'need_loss'; perhaps 'prefix', words before the value that are given, and 'spans', pairs of character positions: what is learned of the value
+    item: dict, # 'value', 'need_loss'; perhaps 'prefix' and 'loss_spans'
 ) -> list[tuple[str, bool]]: # (words, learned?), for `CooperProcessor.text`
-    "The given and the learned parts of a text item."
-    value, learn = item["value"], item["need_loss"] == "true"
-    cuts = [at for span in item.get("spans", [[0, len(value)]]) for at in span]
-    parts = [(item.get("prefix", ""), False)] + [(value[start:end], learn and n % 2 == 1) for n, (start, end) in enumerate(pairwise([0, *cuts, len(value)]))]
-    return [part for part in parts if part[0]]
+    "The given and the learned parts of a text item. ValueError for a prefix or spans that mean nothing."
+    value, learn, prefix = item["value"], item["need_loss"] == "true", item.get("prefix", "")
+    spans = item.get("loss_spans", [[0, len(value)]])
+    if not isinstance(prefix, str) or ("prefix" in item and not learn):
+        raise ValueError(f"'prefix' is {prefix!r:.60}; expected a string, on a text with 'need_loss' \"true\"")
+    if "loss_spans" in item and not (learn and _are_spans(spans, len(value))):
+        raise ValueError(f"'loss_spans' is {spans!r:.60}; expected pairs [start, end] of character positions of 'value', in order, on a text with 'need_loss' \"true\"")
+    cuts = [0, *(at for span in spans for at in span), len(value)]
+    parts = [(prefix, False)] + [(value[start:end], learn and n % 2 == 1) for n, (start, end) in enumerate(pairwise(cuts))]
+    return [(words, learned) for words, learned in parts if words or learned] # of nothing, the end can be learned
+
+def _are_spans(spans, length):
+    if not isinstance(spans, list) or not spans or not all(isinstance(s, list) and len(s) == 2 and all(type(at) is int for at in s) for s in spans): return False
+    cuts = [0, *(at for span in spans for at in span), length]
+    return all(a <= b for a, b in pairwise(cuts)) and all(start < end for start, end in spans)
 
 # %% ../../nbs/05_processor.ipynb #f8c16a17
 @patch

@@ -345,11 +345,11 @@ def _left_out(s, gone):
     if isinstance(s, TextSegment): return "text" in gone
     return s.view != "noised" and ("pictures" in gone or s.view in gone)
 
-# %% ../../nbs/14_supervised.ipynb #17b9f5cb
+# %% ../../nbs/14_supervised.ipynb #2df6c830
 class InterleavedExamples:
     "Stage 2a: rows of texts and pictures (`interleaved_reason` of the released schema)."
     def __init__(self,
-        rows: list[dict], # 'interleaved_reason': items {type, value, need_loss} (+ modality, prefix, spans); 'mode' tells how given pictures are seen
+        rows: list[dict], # 'interleaved_reason': items {type, value, need_loss} (+ modality, prefix, loss_spans); 'mode' tells how given pictures are seen
         processor,
         latents: LatentCache | None = None): # where the pictures are encoded, once; without it they are encoded in every step
         self.rows, self.processor, self.latents, self._lengths = rows, processor, latents, {}
@@ -380,8 +380,7 @@ class InterleavedExamples:
     def segments(self, item, row) -> list:
         "The segments of one item."
         learn = item["need_loss"] == "true"
-        if item["type"] == "text":
-            return [self.processor.text(text_parts(item))]
+        if item["type"] == "text": return [self.processor.text(text_parts(item))]
         picture = decode_picture(item["value"])
         if not item.get("modality"): return [self._view(picture, v) for v in self._views(row, item)]
         m = modality(item["modality"], self.processor.protocol)
@@ -708,7 +707,7 @@ def averaged(self: SupervisedTrainer):
                 if n in kept: p.copy_(kept[n])
             model.train(training)
 
-# %% ../../nbs/14_supervised.ipynb #1ac92e05
+# %% ../../nbs/14_supervised.ipynb #89fd08d9
 _PAPER = dict(learning_rate=5e-6, warmup_steps=500, schedule="constant_with_warmup", ema_decay=.995, ema_warmup=False, adam_epsilon=1e-15, batch_size=1,
               tokens_per_pack=10240, skip_too_long=True, freeze="vision", gradient_checkpointing=True, bf16=True, timestep_shift=1.0, mirror=False, in_memory=False, copies=1)
 PRESETS = { # of the two stages; what the published scripts give, and the defaults of theirs that they leave alone
@@ -828,7 +827,7 @@ class SftParameters(StageParameters):
     grounding_weight: float = .1 # share of lessons in looking among all
     placing_weight: float = .1 # share of lessons in placing among all
     comparing_weight: float = .1 # share of lessons in comparing among all
-    per_scene: int = 5 # questions about each scene
+    per_scene: int = 5 # questions about each scene, and lessons in placing
     turns: int = 1 # questions in one conversation, in the modes that draw nothing
     copies: int = 2 # noised copies of each map in a stage-1 example
     scenes: int = 0 # of `data`; 0: all
@@ -849,7 +848,7 @@ class SftParameters(StageParameters):
         if not any(self.mode_weights.values()): bad.append(f"'mode_weights' is {self.mode_weights}; expected at least one above 0")
         return bad
 
-# %% ../../nbs/14_supervised.ipynb #0253da2a
+# %% ../../nbs/14_supervised.ipynb #b529fea3
 def sources(data: str) -> list[tuple[str, float]]: # (list of rows, weight)
     "The sources that a text names. ValueError for weights that are none."
     found = []
@@ -880,6 +879,9 @@ def _check_replay(row): # of the released schema
     for i, item in enumerate(items):
         missing = [k for k in ("type", "value", "need_loss") if k not in item]
         if missing: raise ValueError(f"'interleaved_reason[{i}]' lacks {', '.join(missing)}")
+        if item["type"] == "text":
+            try: text_parts(item)
+            except ValueError as e: raise ValueError(f"'interleaved_reason[{i}]': {e}") from None
 
 def amg_examples(p: AmgParameters, model, processor):
     "What stage 1 learns from, of all sources by weight, with conditions left out now and then, and with what is not to be unlearned."

@@ -6,17 +6,17 @@
 __all__ = ['KINDS', 'FLIPPABLE', 'FLAGS', 'COUNTS', 'PRIOR_FLAG', 'MIN_VISIBLE', 'MARGIN', 'RATIO', 'WORDING', 'COLUMNS', 'SEEN',
            'NEEDED', 'PLAN', 'PLAIN', 'SECOND', 'LOOKING', 'Question', 'name', 'referable', 'measure', 'clear',
            'wants_less', 'two_way', 'subjects', 'counting', 'candidates', 'questions', 'place', 'chance_level', 'shown',
-           'reading', 'seen', 'from_left', 'chain', 'grounding', 'ScenePictures', 'scene_map', 'tools', 'solution',
-           'show_solution', 'sft_faults', 'check_sft', 'rl_faults', 'check_rl', 'SkipReport', 'Rows', 'write_sft',
-           'read_sft', 'rl_row', 'rl_question', 'write_rl', 'read_rl', 'released_sft', 'released_rl', 'convert_sft',
-           'convert_rl', 'validate', 'main', 'split_questions', 'dialogue', 'sft_rows', 'lesson', 'looked_at',
+           'numbers', 'reading', 'seen', 'from_left', 'chain', 'grounding', 'ScenePictures', 'scene_map', 'tools',
+           'solution', 'show_solution', 'sft_faults', 'check_sft', 'rl_faults', 'check_rl', 'SkipReport', 'Rows',
+           'write_sft', 'read_sft', 'rl_row', 'rl_question', 'write_rl', 'read_rl', 'released_sft', 'released_rl',
+           'convert_sft', 'convert_rl', 'validate', 'main', 'split_questions', 'dialogue', 'sft_rows', 'lesson',
            'grounding_rows', 'placing', 'placing_rows', 'comparing', 'comparing_rows', 'vocabulary_texts']
 
-# %% ../../nbs/21_reasoning_data.ipynb #e2597559
+# %% ../../nbs/21_reasoning_data.ipynb #e07e1d1b
 import argparse, sys, warnings
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import combinations, pairwise, takewhile
+from itertools import combinations, takewhile
 from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
@@ -207,7 +207,7 @@ def chance_level(
     mean = lambda key: sum(v["n"]*v[key] for v in level.values())/max(n, 1)
     return level | {"all": dict(n=n, uniform=mean("uniform"), majority=mean("majority"), chance=mean("chance"))}
 
-# %% ../../nbs/21_reasoning_data.ipynb #2f13930a
+# %% ../../nbs/21_reasoning_data.ipynb #a5dfcd69
 COLUMNS = 64    # a thought says where an object stands as a column 0..63 of the picture
 
 def shown(kind: str, value: float) -> str:
@@ -217,9 +217,13 @@ def shown(kind: str, value: float) -> str:
 SEEN = ("relation", "depth", "size")    # measures that a look gives, in the order in which they are told
 NEEDED = {"count": SEEN[:1], "relation": SEEN[:1], "depth": SEEN[:2], "distance": SEEN[:2], "size": SEEN}   # those that a question needs, by kind
 
+def numbers(thing: dict, measures: tuple=SEEN) -> str:
+    "Some measures of an object: '12, 4.1 m'."
+    return ", ".join(shown(m, measure(m, thing)) + ("" if m == "relation" else " m") for m in measures)
+
 def reading(thing: dict, measures: tuple=SEEN) -> str:
     "An object with some of its measures: 'red cube: 12, 4.1 m'."
-    return f"{name(thing)}: " + ", ".join(shown(m, measure(m, thing)) + ("" if m == "relation" else " m") for m in measures)
+    return f"{name(thing)}: {numbers(thing, measures)}"
 
 def seen(things: list, measures: tuple=SEEN) -> str:
     "What is seen of some objects, in their order; 'none' where there is none."
@@ -348,16 +352,16 @@ def solution(
     system = protocol.get("system", {}).get(mode)
     return [*([_text(system)] if system else []), _picture(encode(pictures("rgb", size))), _text(q.question), *turns]
 
-# %% ../../nbs/21_reasoning_data.ipynb #7f977377
+# %% ../../nbs/21_reasoning_data.ipynb #62c27584
 def show_solution(items: list) -> str:
-    "HTML of an `interleaved_reason` list: pictures in place, learned parts bold, given parts grey."
+    "HTML of an `interleaved_reason` list: pictures in place, learned words bold, given words grey."
     import html
     def cell(i):
         shown = f'<img width="64" height="64" style="image-rendering:pixelated" src="data:image/png;base64,{i["value"]}">'
-        said = lambda words, learn: html.escape(words).replace("\n", "<br>") if learn else f'<span style="color:#888">{html.escape(words)}</span>'
+        said = lambda words, learn: f'<span style="{"font-weight:bold" if learn else "color:#888"}">{html.escape(words)}</span>'.replace("\n", "<br>")
         body = "".join(said(*part) for part in text_parts(i)) if i["type"] == "text" else shown
-        style = "font-weight:bold;border-left:3px solid #c33" if i["need_loss"] == "true" else "border-left:3px solid #ddd"
-        return f'<div style="padding:1px 6px;margin:2px;{style}">{body}</div>'
+        edge = "#c33" if i["need_loss"] == "true" else "#ddd"
+        return f'<div style="padding:1px 6px;margin:2px;border-left:3px solid {edge}">{body}</div>'
     return f'<div style="display:inline-block;vertical-align:top;max-width:21em;margin-right:1em">{"".join(map(cell, items))}</div>'
 
 # %% ../../nbs/21_reasoning_data.ipynb #0c8936c2
@@ -402,17 +406,10 @@ def check_sft(row: dict):
     "ValueError, with the first of its faults, unless the row is one of the released SFT schema (with our additions)."
     if faults := sft_faults(row): raise ValueError(faults[0])
 
-# %% ../../nbs/21_reasoning_data.ipynb #b22c3029
+# %% ../../nbs/21_reasoning_data.ipynb #051a6591
 def _check_text(item, place):
-    if "prefix" in item and (not isinstance(item["prefix"], str) or item.get("need_loss") != "true"):
-        raise ValueError(f"{place}'prefix' is {item['prefix']!r:.60}; expected a string, on a text with 'need_loss' \"true\"")
-    if "spans" in item and (item.get("need_loss") != "true" or not _are_spans(item["spans"], len(item["value"]))):
-        raise ValueError(f"{place}'spans' is {item['spans']!r:.60}; expected pairs [start, end] of character positions of 'value', in order, on a text with 'need_loss' \"true\"")
-
-def _are_spans(spans, length):
-    if not isinstance(spans, list) or not spans or not all(isinstance(s, list) and len(s) == 2 and all(type(at) is int for at in s) for s in spans): return False
-    cuts = [0, *(at for span in spans for at in span), length]
-    return all(a <= b for a, b in pairwise(cuts)) and all(start < end for start, end in spans)
+    try: text_parts(item)
+    except ValueError as e: raise ValueError(f"{place}{e}") from None
 
 def _check_picture(item, place):
     if "modality" in item: _one_of(item, "modality", tuple(MODALITIES), place)
@@ -656,7 +653,7 @@ def sft_rows(
                 items = dialogue([work(other, mode) for other in asked[n:n + several]])
                 yield dict(interleaved_reason=items, mode=mode, kind=q.kind, data_id=q.data_id)
 
-# %% ../../nbs/21_reasoning_data.ipynb #a1946039
+# %% ../../nbs/21_reasoning_data.ipynb #56037305
 def lesson(
     said: list,              # of (question, answer), see `grounding`
     pictures,                # see `solution`
@@ -667,24 +664,34 @@ def lesson(
     drawn: str=None,         # name of a modality: its true map is there already
 ) -> list:                   # one `interleaved_reason`: the picture, then question and answer, question and answer
     "A lesson in looking as a conversation about one picture."
-    turns = [item for question, answer in said for item in (_text(question), _text(answer, learn=True))]
-    return looked_at(turns, pictures, protocol, size, encode, mode, drawn)
+    return _below(_told(said), pictures, protocol, size, encode, mode, drawn)
 
-def looked_at(
-    turns: list,             # text items
-    pictures, protocol: dict=None, size: int=64, encode=encode_picture, mode: str="direct", drawn: str=None,   # see `lesson`
-) -> list:                   # one `interleaved_reason`
-    "Some words below a picture, or below a picture and its map."
+def _told(said): return [item for question, answer in said for item in (_text(question), _text(answer, learn=True))]
+
+def _below(items, pictures, protocol, size, encode, mode, drawn): # text items below a picture, or below a picture and its map
     protocol = protocol or {}
     system = protocol.get("system", {}).get(mode)
     before = [_text(modality(drawn, protocol).request), _picture(encode(pictures(drawn, size))) | {"modality": drawn}, _text(protocol.get("reflection", ""))] if drawn else []
-    return [*([_text(system)] if system else []), _picture(encode(pictures("rgb", size))), *before, *turns]
+    return [*([_text(system)] if system else []), _picture(encode(pictures("rgb", size))), *before, *items]
 
-LOOKING = ("direct", "reason", "cooperate") # modes in whose words lessons in looking are given
+# %% ../../nbs/21_reasoning_data.ipynb #94d1cd22
+LOOKING = ("direct", "reason", "cooperate") # modes in whose words lessons in looking and placing are given
 
-def _looked(modes, protocol): # names of the modalities that a lesson may show
+def _lessons(
+    kind, seed_word,         # of the rows; what their seed is drawn from
+    told,                    # (facts, rng) -> the text items of each lesson about a scene
+    folder, seed, scenes, protocol, size, mirror, max_objects, encode, modes,   # see `grounding_rows`
+):
+    "Rows of lessons about every scene of a split; the seed draws the mode of each, and the map that is shown in `cooperate`."
     if not modes or set(modes) - set(LOOKING): raise ValueError(f"modes is {modes!r}; expected some of {', '.join(LOOKING)}")
-    return tuple((protocol or {}).get("modalities", MODALITIES))
+    maps, pictures = tuple((protocol or {}).get("modalities", MODALITIES)), None
+    for facts, _ in split_questions(folder, seed, 1, scenes, mirror=mirror, max_objects=max_objects):
+        pictures = ScenePictures(folder, facts, protocol, like=pictures if facts.get("mirrored") else None)
+        rng = np.random.default_rng(seed_for(seed_word, seed, facts["scene_id"]))
+        for n, items in enumerate(told(facts, rng)):
+            mode, drawn = str(rng.choice(modes)), str(rng.choice(maps)) if maps else None
+            items = _below(items, pictures, protocol, size, encode, mode, drawn if mode == "cooperate" else None)
+            yield dict(interleaved_reason=items, mode=mode, kind=kind, data_id=f"{facts['scene_id']}-{kind}-{n}")
 
 def grounding_rows(
     folder, seed: int=0, scenes: int=None,   # as for `split_questions`
@@ -695,43 +702,34 @@ def grounding_rows(
     encode=encode_picture,   # see `solution`
     modes: tuple=LOOKING,    # drawn from for each lesson
 ):                           # yields rows as `sft_rows` does, of kind 'grounding'
-    "Lessons in looking about every scene of a split; the mode of each is drawn by the seed."
-    kinds = _looked(modes, protocol)
-    for facts, _ in split_questions(folder, seed, 1, scenes, mirror=mirror, max_objects=max_objects):
-        pictures, rng = ScenePictures(folder, facts, protocol), np.random.default_rng(seed_for("lesson", seed, facts["scene_id"]))
-        for n, said in enumerate(grounding(facts, seed)):
-            mode, drawn = str(rng.choice(modes)), str(rng.choice(kinds)) if kinds else None
-            items = lesson(said, pictures, protocol, size, encode, mode, drawn if mode == "cooperate" else None)
-            yield dict(interleaved_reason=items, mode=mode, kind="grounding", data_id=f"{facts['scene_id']}-grounding-{n}")
+    "Lessons in looking about every scene of a split."
+    told = lambda facts, rng: map(_told, grounding(facts, seed))
+    yield from _lessons("grounding", "lesson", told, folder, seed, scenes, protocol, size, mirror, max_objects, encode, modes)
 
-# %% ../../nbs/21_reasoning_data.ipynb #eb09f545
+# %% ../../nbs/21_reasoning_data.ipynb #fd5ee5d0
 def placing(
     facts: dict,     # one scene
-    rng,             # a numpy generator: the order of the objects, and which measures are told
+    rng: np.random.Generator, # draws the order of the objects, and how many numbers are told of each
 ) -> dict | None:    # a text item; None where nothing can be named
-    "Every object that can be named, in any order, with its numbers; only these are learned."
+    "Every object that can be named, in random order: the names given, the first one to three measures of `SEEN` learned."
     known = referable(facts)
     if not known: return None
     measures, value, spans = SEEN[:rng.integers(1, len(SEEN) + 1)], "", []
     for i in rng.permutation(len(known)):
-        said = ("; " if value else "") + reading(known[i], measures)
-        value += said
-        spans.append([len(value) - len(said) + said.index(": ") + 2, len(value)])
-    return _text(value, learn=True, spans=spans)
+        value += ("; " if value else "") + f"{name(known[i])}: "
+        start = len(value)
+        value += numbers(known[i], measures)
+        spans.append([start, len(value)])
+    return _text(value, learn=True, loss_spans=spans)
 
+# %% ../../nbs/21_reasoning_data.ipynb #a410d3fb
 def placing_rows(
-    folder, seed: int=0, per_scene: int=5, scenes: int=None,   # as for `split_questions`; so many orders of the objects of each scene
+    folder, seed: int=0, per_scene: int=5, scenes: int=None,   # as for `split_questions`; so many lessons about each scene
     protocol: dict=None, size: int=64, mirror: bool=False, max_objects: int=0, encode=encode_picture, modes: tuple=LOOKING,   # as for `grounding_rows`
 ):                           # yields rows as `sft_rows` does, of kind 'placing'
-    "Lessons in placing about every scene of a split; the mode of each, the order and the measures are drawn by the seed."
-    kinds = _looked(modes, protocol)
-    for facts, _ in split_questions(folder, seed, 1, scenes, mirror=mirror, max_objects=max_objects):
-        pictures, rng = ScenePictures(folder, facts, protocol), np.random.default_rng(seed_for("placing", seed, facts["scene_id"]))
-        for n in range(per_scene):
-            said, mode, drawn = placing(facts, rng), str(rng.choice(modes)), str(rng.choice(kinds)) if kinds else None
-            if said is None: continue # an empty room, or one of nothing but twins
-            items = looked_at([said], pictures, protocol, size, encode, mode, drawn if mode == "cooperate" else None)
-            yield dict(interleaved_reason=items, mode=mode, kind="placing", data_id=f"{facts['scene_id']}-placing-{n}")
+    "Lessons in placing about every scene of a split in which something can be named."
+    told = lambda facts, rng: ([placing(facts, rng)] for _ in range(per_scene if referable(facts) else 0))
+    yield from _lessons("placing", "placing", told, folder, seed, scenes, protocol, size, mirror, max_objects, encode, modes)
 
 # %% ../../nbs/21_reasoning_data.ipynb #cf8e246f
 def comparing(

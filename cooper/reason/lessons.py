@@ -13,7 +13,7 @@ from .data import LOOKING, comparing_rows, grounding_rows, placing_rows, read_sf
 # %% auto #0
 __all__ = ['sft_examples', 'main']
 
-# %% ../../nbs/26_lessons.ipynb #f1413628
+# %% ../../nbs/26_lessons.ipynb #82b1c8ad
 def _solutions(p, processor, latents, of_scenes):
     from_scenes = resolve(p.data).is_dir()
     rows = list(sft_rows(p.data, per_scene=p.per_scene, turns=p.turns, **of_scenes)) if from_scenes else read_sft(p.data)
@@ -41,8 +41,12 @@ def sft_examples(p: SftParameters, model, processor) -> Mixture:
     latents, from_scenes = LatentCache(model, processor) if p.in_memory else None, resolve(p.data).is_dir()
     of_scenes = dict(seed=p.seed, scenes=p.scenes or None, max_objects=p.max_objects, mirror=True, protocol=processor.protocol, encode=lambda picture: picture) # no base64 on the way
     share = 1 - p.amg_weight - p.grounding_weight - p.placing_weight - p.comparing_weight if from_scenes else 1.
-    kinds = [(_solutions, share)] + [(_looking, p.grounding_weight), (_placing, p.placing_weight), (_comparing, p.comparing_weight), (_drawing, p.amg_weight)] * from_scenes
-    return Mixture(*zip(*[(kind(p, processor, latents, of_scenes), weight) for kind, weight in kinds if weight > 1e-6]))
+    lessons = dict(grounding_weight=_looking, placing_weight=_placing, comparing_weight=_comparing, amg_weight=_drawing) if from_scenes else {}
+    kinds = {"solutions": (_solutions, share)} | {name: (make, getattr(p, name)) for name, make in lessons.items()}
+    parts = {name: (make(p, processor, latents, of_scenes), weight) for name, (make, weight) in kinds.items() if weight > 1e-6}
+    if empty := [name for name, (part, _) in parts.items() if not len(part)]:
+        raise ValueError(f"{p.data} gives no example for {', '.join(empty)}; expected a weight of 0 for it, or other scenes")
+    return Mixture(*zip(*parts.values()))
 
 # %% ../../nbs/26_lessons.ipynb #a402a30a
 def main(args=None):
