@@ -365,8 +365,14 @@ def test_lessons_in_comparing_are_the_chains_with_their_numbers_given():
         for q in questions(facts, 0, 10):
             asked, told = comparing(q, facts)
             assert asked["value"] == q.question and asked["need_loss"] == "false"
-            assert told["prefix"] + told["value"] == f"<think>{' '.join(chain(q, facts))}</think>\n<answer>\\boxed{{{q.answer}}}</answer>"
-            assert told["prefix"] == f"<think>{chain(q, facts)[0]} " and (q.kind != "distance" or " m, " in told["value"]), "distances are computed, not given"
+            given, follows = chain(q, facts)
+            assert told["value"] == f"<think>{given} {follows}</think>\n<answer>\\boxed{{{q.answer}}}</answer>"
+            parts = text_parts(told)
+            assert parts[-1] == (parts[-1][0], True) and parts[-1][0].endswith(f"{follows}</think>\n<answer>\\boxed{{{q.answer}}}</answer>"), "what follows is learned, computed distances with it"
+            if q.kind == "count": assert parts[:-1] == [(f"<think>{given} ", False)], "no question says what there is to count"
+            else:
+                assert "".join(words for words, learn in parts if not learn) == "".join(re.findall(r"(?<=: )[^;]+(?=;|\.$)", given)), "numbers that would be seen are given"
+                assert all(name({o["id"]: o for o in facts["objects"]}[i]) in "".join(words for words, learn in parts if learn) for i in q.objects), "names are learned"
     rows = list(comparing_rows(resolve("data/scenes")/"test", scenes=6, per_scene=4, protocol=PROTOCOL))
     for r in rows: check_sft(r)
     assert all(i["type"] == "text" for r in rows for i in r["interleaved_reason"]) and len(rows) == len({r["data_id"] for r in rows})

@@ -10,7 +10,7 @@ __all__ = ['KINDS', 'FLIPPABLE', 'FLAGS', 'COUNTS', 'PRIOR_FLAG', 'MIN_VISIBLE',
            'solution', 'show_solution', 'sft_faults', 'check_sft', 'rl_faults', 'check_rl', 'SkipReport', 'Rows',
            'write_sft', 'read_sft', 'rl_row', 'rl_question', 'write_rl', 'read_rl', 'released_sft', 'released_rl',
            'convert_sft', 'convert_rl', 'validate', 'main', 'split_questions', 'dialogue', 'sft_rows', 'lesson',
-           'grounding_rows', 'placing', 'placing_rows', 'comparing', 'comparing_rows', 'vocabulary_texts']
+           'grounding_rows', 'spelled', 'placing', 'placing_rows', 'comparing', 'comparing_rows', 'vocabulary_texts']
 
 # %% ../../nbs/21_reasoning_data.ipynb #e07e1d1b
 import argparse, sys, warnings
@@ -706,7 +706,17 @@ def grounding_rows(
     told = lambda facts, rng: map(_told, grounding(facts, seed))
     yield from _lessons("grounding", "lesson", told, folder, seed, scenes, protocol, size, mirror, max_objects, encode, modes)
 
-# %% ../../nbs/21_reasoning_data.ipynb #fd5ee5d0
+# %% ../../nbs/21_reasoning_data.ipynb #7f102366
+def spelled(things: list, measures: tuple=SEEN) -> tuple:    # the words of `seen`, and pairs of positions
+    "What is seen of some objects, and where its numbers stand in it."
+    value, spans = "", []
+    for o in things:
+        value += ("; " if value else "") + f"{name(o)}: "
+        start = len(value)
+        value += numbers(o, measures)
+        spans.append([start, len(value)])
+    return value, spans
+
 def placing(
     facts: dict,     # one scene
     rng: np.random.Generator, # draws the order of the objects, and how many numbers are told of each
@@ -714,12 +724,8 @@ def placing(
     "Every object that can be named, in random order: the names given, the first one to three measures of `SEEN` learned."
     known = referable(facts)
     if not known: return None
-    measures, value, spans = SEEN[:rng.integers(1, len(SEEN) + 1)], "", []
-    for i in rng.permutation(len(known)):
-        value += ("; " if value else "") + f"{name(known[i])}: "
-        start = len(value)
-        value += numbers(known[i], measures)
-        spans.append([start, len(value)])
+    measures = SEEN[:rng.integers(1, len(SEEN) + 1)]
+    value, spans = spelled([known[i] for i in rng.permutation(len(known))], measures)
     return _text(value, learn=True, loss_spans=spans)
 
 # %% ../../nbs/21_reasoning_data.ipynb #a410d3fb
@@ -731,14 +737,20 @@ def placing_rows(
     told = lambda facts, rng: ([placing(facts, rng)] for _ in range(per_scene if referable(facts) else 0))
     yield from _lessons("placing", "placing", told, folder, seed, scenes, protocol, size, mirror, max_objects, encode, modes)
 
-# %% ../../nbs/21_reasoning_data.ipynb #cf8e246f
+# %% ../../nbs/21_reasoning_data.ipynb #a52fef5a
 def comparing(
     q: Question,
     facts: dict,             # the scene it was asked about
-) -> list:                   # items of an `interleaved_reason`: the question; what is seen is given, what follows learned
+) -> list:                   # items of an `interleaved_reason`: the question; a thought whose numbers, or whose list, are given
     "A question about objects that have been seen already."
     given, follows = chain(q, facts)
-    return [_text(q.question), _text(f"{follows}</think>\n{_answer(q)}", learn=True, prefix=f"<think>{given} ")]
+    value = f"<think>{given} {follows}</think>\n{_answer(q)}"
+    if q.kind == "count": spans = [[len(f"<think>{given} "), len(value)]] # what there is to count, no question says
+    else:
+        things = [{o["id"]: o for o in facts["objects"]}[i] for i in q.objects]
+        cuts = [0, *(len("<think>") + at for span in spelled(things, NEEDED[q.kind])[1] for at in span), len(value)]
+        spans = [list(between) for between in zip(cuts[::2], cuts[1::2])] # all that is not such a number
+    return [_text(q.question), _text(value, learn=True, loss_spans=spans)]
 
 def comparing_rows(
     folder, seed: int=0, per_scene: int=5, scenes: int=None,   # as for `split_questions`
