@@ -706,7 +706,7 @@ def grounding_rows(
     told = lambda facts, rng: map(_told, grounding(facts, seed))
     yield from _lessons("grounding", "lesson", told, folder, seed, scenes, protocol, size, mirror, max_objects, encode, modes)
 
-# %% ../../nbs/21_reasoning_data.ipynb #7f102366
+# %% ../../nbs/21_reasoning_data.ipynb #476f0f2c
 def spelled(things: list, measures: tuple=SEEN) -> tuple:    # the words of `seen`, and pairs of positions
     "What is seen of some objects, and where its numbers stand in it."
     value, spans = "", []
@@ -719,13 +719,12 @@ def spelled(things: list, measures: tuple=SEEN) -> tuple:    # the words of `see
 
 def placing(
     facts: dict,     # one scene
-    rng: np.random.Generator, # draws the order of the objects, and how many numbers are told of each
+    rng: np.random.Generator, # draws the object, and how many of its numbers are told
 ) -> dict | None:    # a text item; None where nothing can be named
-    "Every object that can be named, in random order: the names given, the first one to three measures of `SEEN` learned."
+    "One object that can be named: its name given, the first one to three measures of `SEEN` learned."
     known = referable(facts)
     if not known: return None
-    measures = SEEN[:rng.integers(1, len(SEEN) + 1)]
-    value, spans = spelled([known[i] for i in rng.permutation(len(known))], measures)
+    value, spans = spelled([known[rng.integers(len(known))]], SEEN[:rng.integers(1, len(SEEN) + 1)])
     return _text(value, learn=True, loss_spans=spans)
 
 # %% ../../nbs/21_reasoning_data.ipynb #a410d3fb
