@@ -9,7 +9,7 @@ from cooper.model.modalities import MODES, modality
 from cooper.perceive.scenes import CLASSES, Camera, load_facts, mirrored
 from cooper.model.processor import COOPERATE_SYSTEM, text_parts
 from cooper.reason.data import (FLAGS, FLIPPABLE, KINDS, MARGIN, Question, RATIO, ScenePictures, chain, chance_level, check_sft, comparing, comparing_rows, convert_rl, convert_sft, main, grounding, grounding_rows, measure, name, placing, placing_rows,
-    questions, read_rl, read_sft, reading, referable, rl_question, sft_rows, solution, split_questions, tools, validate, vocabulary_texts, write_rl, write_sft)
+    questions, read_rl, read_sft, referable, rl_question, seen, sft_rows, solution, split_questions, tools, validate, vocabulary_texts, write_rl, write_sft)
 
 def some_room(seed):
     "Facts of a made-up scene: random places, colours, shapes and sizes."
@@ -209,7 +209,7 @@ NOT_A_PICTURE = base64.b64encode(b"no picture at all").decode()
 
 @pytest.mark.parametrize("row,words", [
     ({}, "'interleaved_reason' is missing"), (dict(interleaved_reason="x"), "expected a list"), (dict(interleaved_reason=[3]), "item 0 .*expected an object"),
-    (broken(0, value=...), "item 0 .*'value' is missing"), (broken(0, need_loss=True), "'need_loss' is True; expected a string"),
+    (broken(0, value=...), "item 0 .*'value' is missing"), (broken(0, need_loss=...), "item 0 .*'need_loss' is missing"), (broken(0, need_loss=True), "'need_loss' is True; expected a string"),
     (broken(0, need_loss="yes"), "'need_loss' is 'yes'; expected one of true, false"), (broken(1, value="@@@"), "item 1 .*'value' is not base64"),
     (broken(1, value=NOT_A_PICTURE), "item 1 .*no readable picture"), (broken(1, need_loss="true"), "'modality' is missing"),
     (broken(1, need_loss="true", modality="smell"), "'modality' is 'smell'; expected one of depth"), (broken(0, prefix="<"), "'prefix'"),
@@ -324,9 +324,9 @@ def test_a_lesson_in_placing_gives_a_name_and_learns_its_numbers():
         item, known = placing(facts, rng), {name(o): o for o in referable(facts)}
         assert (item is None) == (not known)
         if item is None: continue
-        (given, learned), n = (words for words, _ in text_parts(item)), 1 + item["value"].count(",")
-        assert [learn for _, learn in text_parts(item)] == [False, True] and given.endswith(": ")
-        assert given + learned == reading(known[given[:-2]], ("relation", "depth", "size")[:n]), "the words of a thought"
+        given, n = text_parts(item)[0][0], 1 + item["value"].count(",")
+        assert [learn for _, learn in text_parts(item)] == [False, True, False] and given.endswith(": ")
+        assert item["value"] == seen([known[given[:-2]]], ("relation", "depth", "size")[:n]) + ".", "the words of a thought"
         told.add(n); first += given[:-2] == next(iter(known))
     assert told == {1, 2, 3} and first < 40, "any object, any number of its measures"
 

@@ -15,7 +15,7 @@ from cooper.perceive.parts import part_of
 from cooper.perceive.scenes import CLASSES, FAR, NEAR
 from cooper.perceive.supervised import (AmgExamples, AmgParameters, InterleavedExamples, Mixture, SftParameters, SupervisedConfig,
     SupervisedTrainer, amg_rows, by_mode, LatentCache, fresh_cooper, load_map, measure_latents, newest_whole, train_stage, trained)
-from cooper.reason.data import placing_rows, sft_rows
+from cooper.reason.data import comparing_rows, placing_rows, sft_rows
 from grpo_house import miniature, room
 from house import cells
 
@@ -181,18 +181,35 @@ def test_no_examples_is_an_error(tmp_path):
         SupervisedTrainer(model, SupervisedConfig(output_dir=str(tmp_path), use_cpu=True), Mixture([], []))
 
 
-def test_the_numbers_of_a_lesson_in_placing_and_its_end_are_targets():
+def test_the_numbers_of_a_lesson_in_placing_are_targets_and_nothing_else():
     model, examples = made()
     processor = examples.parts[0].processor
     for row in placing_rows("data/scenes/test", scenes=6, per_scene=2, protocol=processor.protocol, encode=lambda p: p):
         batch = pack([InterleavedExamples([row], processor).build(0)], model.config.geometry)
         said = row["interleaved_reason"][-1]
         numbers = "".join(said["value"][start:end] for start, end in said["loss_spans"])
-        assert processor.tokenizer.decode(batch.target_ids) == numbers + "<|im_end|>", row["data_id"]
+        assert processor.tokenizer.decode(batch.target_ids) == numbers, row["data_id"]
         assert processor.text(text_parts(said)).ids == processor.text(said["value"]).ids, "the cuts are no cuts to the tokenizer"
-        (start, end), = said["loss_spans"]
-        early = processor.text(text_parts(said | dict(loss_spans=[[start, end - 1]])))
-        assert not any(early.learn[-2:]), "what is given ends in a given end"
+        assert not any(processor.text(text_parts(said)).learn[-2:]), "what is given ends in a given end"
+    for row in comparing_rows("data/scenes/test", scenes=6, protocol=processor.protocol):
+        for said in row["interleaved_reason"]: assert processor.text(text_parts(said)).ids == processor.text(said["value"]).ids, said["value"]
+
+
+def test_kinds_of_which_there_are_none_are_refused(monkeypatch):
+    from cooper.reason import lessons
+    model, examples = made()
+    monkeypatch.setattr(lessons, "placing_rows", lambda *args, **options: iter(()))
+    with pytest.raises(ValueError, match="data/scenes/train gives no example for placing_weight; expected a weight of 0"):
+        lessons.sft_examples(SftParameters(scenes=2, per_scene=1), model, examples.parts[0].processor)
+
+
+@pytest.mark.parametrize("changes, words", [(dict(value=None), "'value' is None; expected a string"), (dict(loss_spans=[[0, 99]]), "'loss_spans' is .*expected pairs")])
+def test_replayed_texts_are_checked(tmp_path, changes, words):
+    item = dict(type="text", value="ball: 12", need_loss="true") | changes
+    (tmp_path / "replay.jsonl").write_text(json.dumps(dict(interleaved_reason=[item])) + "\n")
+    model, examples = made()
+    with pytest.raises(ValueError, match=rf"replay.jsonl:1.*'interleaved_reason\[0\]'.*{words}"):
+        supervised.amg_examples(AmgParameters(scenes=2, replay=str(tmp_path / "replay.jsonl"), replay_weight=.5), model, examples.parts[0].processor)
 
 
 def test_released_rows_are_learned_from(tmp_path):

@@ -338,12 +338,13 @@ def text(self: CooperProcessor,
     if not open: ids.append(self.eos); flags.append(bool(parts and parts[-1][1]))
     return TextSegment(tuple(ids), tuple(flags))
 
-# %% ../../nbs/05_processor.ipynb #555fd38b
+# %% ../../nbs/05_processor.ipynb #c6775a2d
 def text_parts(
     item: dict, # 'value', 'need_loss'; perhaps 'prefix' and 'loss_spans'
 ) -> list[tuple[str, bool]]: # (words, learned?), for `CooperProcessor.text`
-    "The given and the learned parts of a text item. ValueError for a prefix or spans that mean nothing."
+    "The given and the learned parts of a text item. ValueError for a value, a prefix or spans that mean nothing."
     value, learn, prefix = item["value"], item["need_loss"] == "true", item.get("prefix", "")
+    if not isinstance(value, str): raise ValueError(f"'value' is {value!r:.60}; expected a string")
     spans = item.get("loss_spans", [[0, len(value)]])
     if not isinstance(prefix, str) or ("prefix" in item and not learn):
         raise ValueError(f"'prefix' is {prefix!r:.60}; expected a string, on a text with 'need_loss' \"true\"")

@@ -6,11 +6,11 @@
 __all__ = ['KINDS', 'FLIPPABLE', 'FLAGS', 'COUNTS', 'PRIOR_FLAG', 'MIN_VISIBLE', 'MARGIN', 'RATIO', 'WORDING', 'COLUMNS', 'SEEN',
            'NEEDED', 'PLAN', 'PLAIN', 'SECOND', 'LOOKING', 'Question', 'name', 'referable', 'measure', 'clear',
            'wants_less', 'two_way', 'subjects', 'counting', 'candidates', 'questions', 'place', 'chance_level', 'shown',
-           'numbers', 'reading', 'seen', 'from_left', 'chain', 'grounding', 'ScenePictures', 'scene_map', 'tools',
+           'numbers', 'spelled', 'seen', 'from_left', 'chain', 'grounding', 'ScenePictures', 'scene_map', 'tools',
            'solution', 'show_solution', 'sft_faults', 'check_sft', 'rl_faults', 'check_rl', 'SkipReport', 'Rows',
            'write_sft', 'read_sft', 'rl_row', 'rl_question', 'write_rl', 'read_rl', 'released_sft', 'released_rl',
            'convert_sft', 'convert_rl', 'validate', 'main', 'split_questions', 'dialogue', 'sft_rows', 'lesson',
-           'grounding_rows', 'spelled', 'placing', 'placing_rows', 'comparing', 'comparing_rows', 'vocabulary_texts']
+           'grounding_rows', 'placing', 'placing_rows', 'comparing', 'comparing_rows', 'vocabulary_texts']
 
 # %% ../../nbs/21_reasoning_data.ipynb #e07e1d1b
 import argparse, sys, warnings
@@ -207,7 +207,7 @@ def chance_level(
     mean = lambda key: sum(v["n"]*v[key] for v in level.values())/max(n, 1)
     return level | {"all": dict(n=n, uniform=mean("uniform"), majority=mean("majority"), chance=mean("chance"))}
 
-# %% ../../nbs/21_reasoning_data.ipynb #a5dfcd69
+# %% ../../nbs/21_reasoning_data.ipynb #b02bc942
 COLUMNS = 64    # a thought says where an object stands as a column 0..63 of the picture
 
 def shown(kind: str, value: float) -> str:
@@ -221,13 +221,19 @@ def numbers(thing: dict, measures: tuple=SEEN) -> str:
     "Some measures of an object: '12, 4.1 m'."
     return ", ".join(shown(m, measure(m, thing)) + ("" if m == "relation" else " m") for m in measures)
 
-def reading(thing: dict, measures: tuple=SEEN) -> str:
-    "An object with some of its measures: 'red cube: 12, 4.1 m'."
-    return f"{name(thing)}: {numbers(thing, measures)}"
+def spelled(things: list, measures: tuple=SEEN) -> tuple:    # text, pairs of positions
+    "What is seen of some objects, in their order, and where its numbers stand in the text."
+    value, spans = "", []
+    for o in things:
+        value += ("; " if value else "") + f"{name(o)}: "
+        start = len(value)
+        value += numbers(o, measures)
+        spans.append([start, len(value)])
+    return value, spans
 
 def seen(things: list, measures: tuple=SEEN) -> str:
-    "What is seen of some objects, in their order; 'none' where there is none."
-    return "; ".join(reading(o, measures) for o in things) or "none"
+    "What is seen of some objects; 'none' where there is none."
+    return spelled(things, measures)[0] or "none"
 
 def from_left(things: list) -> list:
     "Objects from left to right."
@@ -406,8 +412,9 @@ def check_sft(row: dict):
     "ValueError, with the first of its faults, unless the row is one of the released SFT schema (with our additions)."
     if faults := sft_faults(row): raise ValueError(faults[0])
 
-# %% ../../nbs/21_reasoning_data.ipynb #051a6591
+# %% ../../nbs/21_reasoning_data.ipynb #96feadd5
 def _check_text(item, place):
+    if "need_loss" not in item: return # said already
     try: text_parts(item)
     except ValueError as e: raise ValueError(f"{place}{e}") from None
 
@@ -706,17 +713,7 @@ def grounding_rows(
     told = lambda facts, rng: map(_told, grounding(facts, seed))
     yield from _lessons("grounding", "lesson", told, folder, seed, scenes, protocol, size, mirror, max_objects, encode, modes)
 
-# %% ../../nbs/21_reasoning_data.ipynb #476f0f2c
-def spelled(things: list, measures: tuple=SEEN) -> tuple:    # the words of `seen`, and pairs of positions
-    "What is seen of some objects, and where its numbers stand in it."
-    value, spans = "", []
-    for o in things:
-        value += ("; " if value else "") + f"{name(o)}: "
-        start = len(value)
-        value += numbers(o, measures)
-        spans.append([start, len(value)])
-    return value, spans
-
+# %% ../../nbs/21_reasoning_data.ipynb #612115da
 def placing(
     facts: dict,     # one scene
     rng: np.random.Generator, # draws the object, and how many of its numbers are told
@@ -725,7 +722,7 @@ def placing(
     known = referable(facts)
     if not known: return None
     value, spans = spelled([known[rng.integers(len(known))]], SEEN[:rng.integers(1, len(SEEN) + 1)])
-    return _text(value, learn=True, loss_spans=spans)
+    return _text(f"{value}.", learn=True, loss_spans=spans) # the end is given: how many numbers are told, nothing says before
 
 # %% ../../nbs/21_reasoning_data.ipynb #a410d3fb
 def placing_rows(
