@@ -131,8 +131,9 @@ def test_cooper_says_which_names_it_has():
 def test_a_notebook_is_light_and_names_its_language(name):
     path = NOTEBOOKS[name]
     assert path.stat().st_size < 500_000, f"{path.name} is {path.stat().st_size/1000:.0f} kB; committed notebooks stay below 500"
-    assert nbformat.read(path, 4).metadata.kernelspec.language == "python", "papermill needs metadata.kernelspec.language"
-    assert "widgets" not in nbformat.read(path, 4).metadata, f"{path.name} keeps the progress bars of a run that is over; remove metadata.widgets"
+    metadata = nbformat.read(path, 4).metadata
+    assert metadata.kernelspec.language == "python", "papermill needs metadata.kernelspec.language"
+    assert "widgets" not in metadata, f"{path.name} keeps the progress bars of a run that is over; remove metadata.widgets"
 
 
 TOP = "home Users root mnt media work workspace workspaces tmp scratch srv Volumes kaggle".split() # where machines keep people's files

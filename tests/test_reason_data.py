@@ -9,7 +9,7 @@ from cooper.model.modalities import MODES, modality
 from cooper.perceive.scenes import CLASSES, Camera, load_facts, mirrored
 from cooper.model.processor import COOPERATE_SYSTEM, text_parts
 from cooper.reason.data import (FLAGS, FLIPPABLE, KINDS, MARGIN, Question, RATIO, ScenePictures, chain, chance_level, check_sft, comparing, comparing_rows, convert_rl, convert_sft, main, grounding, grounding_rows, measure, name, placing, placing_rows,
-    questions, read_rl, read_sft, referable, rl_question, seen, sft_rows, solution, split_questions, tools, validate, vocabulary_texts, write_rl, write_sft)
+    questions, read_rl, read_sft, referable, rl_question, seen, sft_rows, show_solution, solution, split_questions, tools, validate, vocabulary_texts, write_rl, write_sft)
 
 def some_room(seed):
     "Facts of a made-up scene: random places, colours, shapes and sizes."
@@ -352,6 +352,10 @@ def test_spans_are_positions_in_order(spans):
     check_sft(row(loss_spans=[[0, 3], [3, 8]]))
     with pytest.raises(ValueError, match="item 0 of 'interleaved_reason': 'loss_spans' is .*expected pairs"): check_sft(row(loss_spans=spans))
     with pytest.raises(ValueError, match="on a text with 'need_loss'"): check_sft(row(loss_spans=[[0, 3]], need_loss="false"))
+
+def test_a_shown_solution_tells_given_words_from_learned_ones():
+    shown = show_solution([dict(type="text", value="ball: 12", need_loss="true", loss_spans=[[6, 8]]), dict(type="text", value="Where?", need_loss="false")])
+    assert re.findall(r'<span style="(.*?)">(.*?)</span>', shown) == [("color:#888", "ball: "), ("font-weight:bold", "12"), ("color:#888", "Where?")]
 
 def test_lessons_in_comparing_are_the_chains_with_their_numbers_given():
     for facts in ROOMS[:20]:
