@@ -52,8 +52,9 @@ def test_words_stream_and_the_map_grows(co, trace):
     assert x.wait(60)
     words = [v for i, v, _ in seen if i == 2 and "▌" in v]
     assert len(words) > 1 and any("To count" in w for w in words) and "<think>" not in "".join(words) and "&lt;think" not in "".join(words)
-    drawing = [int(k) for i, v, _ in seen for k in re.findall(r"draws segmentation: step (\d) of 4", v)]
-    assert drawing == sorted(drawing) and drawing[0] == 1 and drawing[-1] == 4
+    steps = co.processor.protocol["sampler"]["num_timesteps"] - 1
+    drawing = [int(k) for i, v, _ in seen for k in re.findall(rf"draws segmentation: step (\d) of {steps}", v)]
+    assert drawing == sorted(drawing) and drawing[0] == 1 and drawing[-1] == steps
     first_map = next(n for n, (i, v, _) in enumerate(seen) if i == 1 and "drew segmentation" in v)
     assert any(i == 2 and "▌" in v for i, v, _ in seen[first_map:]), "it writes on after the map is there"
     assert {n for *_, n in seen} == {"cooper explorer"}, "all of it came from the thread"
