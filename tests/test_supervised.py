@@ -3,12 +3,12 @@ import copy, dataclasses, functools, json, os, signal, types
 
 import numpy as np, pytest, torch
 from PIL import Image
-from cooper.core import checked, read_jsonl
+from cooper.core import Curves, checked, read_jsonl
 from cooper.model.checkpoint import load_model, save_model
 from cooper.model.modalities import Depth, modality
 from cooper.model.processor import text_parts, tiny_protocol, train_tokenizer
 from cooper.model.sequence import pack
-from cooper.perceive import supervised
+from cooper.perceive import launch as launching, supervised
 from cooper.perceive.data import read_amg
 from cooper.perceive.launch import launch
 from cooper.perceive.parts import part_of
@@ -599,14 +599,51 @@ def start(tmp_path_factory):
 
 
 def test_two_processes_give_the_losses_of_one(start, tmp_path):
-    "Started as a RUN notebook starts them. The same data: two processes with two examples each, one with four."
-    options = dict(checkpoint=str(start), scenes=4, copies=1, steps=3, learning_rate=1e-2, warmup_steps=0, dropout={"text": .3, "pictures": .3})
-    one, two = (AmgParameters(**options, batch_size=b, num_processes=n, strategy="cpu", out=str(tmp_path / str(n))) for b, n in ((4, 1), (2, 2)))
+    """Started as a RUN notebook starts them. The same data: two processes with one example each, one with two.
+    Steps with words and steps without: what a step does not go through moves on alike."""
+    rows = sft_rows("data/scenes/train", scenes=1, per_scene=2, modes=("direct",))
+    (tmp_path / "replay.jsonl").write_text("".join(json.dumps({"interleaved_reason": r["interleaved_reason"]}) + "\n" for r in rows))
+    options = dict(checkpoint=str(start), scenes=4, copies=1, steps=6, learning_rate=1e-2, warmup_steps=0, dropout={"text": .3, "pictures": .3}, replay=str(tmp_path / "replay.jsonl"), replay_weight=.3)
+    one, two = (AmgParameters(**options, batch_size=b, num_processes=n, strategy="cpu", out=str(tmp_path / str(n))) for b, n in ((2, 1), (1, 2)))
     (a, curves_a), (b, curves_b) = (trained(p, "amg", *load_model(start), supervised.amg_examples, "cooper.perceive.supervised") for p in (one, two))
-    assert [v for _, v in curves_a.points["loss"]] == pytest.approx([v for _, v in curves_b.points["loss"]], abs=1e-5)
-    for x, y in zip(a.state_dict().values(), b.state_dict().values()): torch.testing.assert_close(x, y, atol=1e-4, rtol=1e-4)
+    assert 0 < len(curves_a.points["ce"]) < 6
+    for k in ("loss", "ce", "mse"): assert [v for _, v in curves_a.points[k]] == pytest.approx([v for _, v in curves_b.points[k]], abs=1e-5)
+    for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True): torch.testing.assert_close(x, y, atol=1e-4, rtol=1e-4)
     said = [json.loads(line) for line in (tmp_path / "2/launch/progress.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in said if "logs" in r][:3] == [1, 2, 3], "what the cell follows"
+    assert [r["step"] for r in said if "logs" in r][:6] == [1, 2, 3, 4, 5, 6], "what the cell follows"
+
+
+DIVIDED = """
+import os, sys, torch
+from pathlib import Path
+from accelerate.state import DistributedType, PartialState
+os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+torch.distributed.init_process_group("gloo")
+PartialState._prepare_backend = lambda self, *args: ("gloo", DistributedType.MULTI_GPU) # accelerate divides weights over nothing else
+from cooper.perceive.supervised import main
+for options in (["--stop_after", "2"], [], ["--bf16", "true", "--out", str(Path(sys.argv[-1]).with_name("rough"))]): main(sys.argv[1:] + options)
+"""
+
+
+def test_two_processes_with_divided_weights_give_the_losses_of_one(start, tmp_path, monkeypatch):
+    """FSDP2 as its file says, on two CPUs. Stopped at step 2 and started again: losses and averaged, whole weights are those of one process that never stopped.
+    In bfloat16 the losses are close to those of one process, too, and are not themselves rounded."""
+    (tmp_path / "divided.py").write_text(DIVIDED)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    file = launching.launch_file("fsdp2")
+    monkeypatch.setattr(launching, "launch_file", lambda strategy: file) # the strategy is called cpu, which needs no GPU
+    options = dict(checkpoint=str(start), scenes=4, copies=1, steps=3, learning_rate=1e-2, warmup_steps=0, dropout={"text": .3, "pictures": .3})
+    def stage(name, n, **more):
+        p = AmgParameters(**options, batch_size=4 // n, num_processes=n, out=str(tmp_path / name), **more)
+        return trained(p, "amg", *load_model(start), supervised.amg_examples, "divided")
+    (a, one), (b, two) = stage("one", 1), stage("two", 2, strategy="cpu")
+    assert sorted(p.parent.name for p in tmp_path.glob("two/amg/*/pytorch_model_fsdp.bin")) == ["checkpoint-2", "checkpoint-3"], "written where weights are divided"
+    assert [s for s, _ in two.points["loss"]] == [1, 2, 3]
+    for k in ("loss", "grad_norm"): assert [v for _, v in one.points[k]] == pytest.approx([v for _, v in two.points[k]], abs=1e-5)
+    for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True): torch.testing.assert_close(x, y, atol=1e-4, rtol=1e-4)
+    rough = [v for _, v in Curves.load(tmp_path / "two/launch/rough/curves.json").points["loss"]]
+    assert rough == pytest.approx([v for _, v in stage("rough", 1, bf16=True)[1].points["loss"]], rel=2e-3)
+    assert any(v * 2 ** 12 % 1 for v in rough), "the share of each process is below 1, where bfloat16 has 8 bits"
 
 
 WORKER = """
@@ -655,3 +692,15 @@ def test_the_average_of_divided_weights_is_that_of_whole_ones():
         assert hasattr(next(divided.parameters()), "device_mesh")
         for k in found[0]: assert torch.equal(found[0][k], found[1][k]), k
     finally: dist.destroy_process_group()
+
+
+def test_weights_that_deepspeed_divided_have_no_average():
+    "It leaves empty places and marks them; `check_training` allows it only without an average."
+    model = torch.nn.Linear(2, 1)
+    for p in model.parameters(): p.ds_id = 0
+    average = supervised.WeightAverage(0.)
+    average.on_train_begin(None, None, None, model)
+    for p in model.parameters(): p.data = p.data.new_empty(0)
+    average.on_step_end(None, types.SimpleNamespace(global_step=1), None, model)
+    average.apply(model)
+    assert average.weights == {}

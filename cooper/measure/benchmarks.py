@@ -615,34 +615,43 @@ def summarise_perception(
     columns = dict(what="", measure="measure", n="pictures") | {k: f"{k} [95 %]" for k in keys} | dict(baseline="mean map [95 %]")
     return Table(list(lines.values()), columns, "Drawings", f"Depth {how}; mean map: a model that never looks. Lower is better for AbsRel, RMSE, log10 and SILog.")
 
-# %% ../../nbs/41_benchmarks.ipynb #bf8130da
+# %% ../../nbs/41_benchmarks.ipynb #1ac4048e
 @torch.no_grad()
 def finding(
     cooper, # what `cooper.load` gives, of the small world
     folder="data/scenes/test", # a rendered split
     scenes: int | None = None, # the first so many; all if None
-    per_scene: int = 2, # lessons in placing about each
+    per_scene: int = 2, # draws from each room of an object to ask for; one drawn twice is asked for once
     seed: int = 0,
     batch_size: int = 50,
 ) -> Table:
-    "How often the first digit of the first number that is told of a named object is right, what is before it given, by the number of objects in the room."
+    "How often the first digit of a named object's column is right, the name given and nothing thought, by the number of objects in the room; and how often the most common digit would be."
     from cooper.perceive.supervised import InterleavedExamples # the trainer's libraries take a second to import
     folder, model, processor = resolve(folder), cooper.model, cooper.processor
     objects = {f["scene_id"]: len(f["objects"]) for f in load_facts(folder)}
-    asked = list(placing_rows(folder, seed, per_scene, scenes, protocol=processor.protocol, encode=lambda picture: picture, modes=("direct",)))
-    lessons, rows = InterleavedExamples(asked, processor), []
+    drawn = placing_rows(folder, seed, per_scene, scenes, protocol=processor.protocol, encode=lambda picture: picture, modes=("direct",))
+    asked = {(r["data_id"].rsplit("-placing-", 1)[0], _named(r)): r for r in drawn}
+    scene_of, lessons, said, true = [scene for scene, _ in asked], InterleavedExamples(list(asked.values()), processor), [], []
     for start in range(0, len(asked), batch_size):
-        among = asked[start:start + batch_size]
-        batch = pack([lessons.build(start + k) for k in range(len(among))], model.config.geometry).to(model.device)
-        right = model.language_model.lm_head(model.hidden(batch)[batch.target_at]).argmax(-1) == batch.target_ids
-        first = [batch.target_sample.tolist().index(k) for k in range(len(among))]
-        rows += [dict(scene=r["data_id"].split("-placing-")[0], found=found) for r, found in zip(among, right[first].tolist())]
+        among = range(start, min(start + batch_size, len(asked)))
+        batch = pack([lessons.build(k) for k in among], model.config.geometry).to(model.device)
+        of = batch.target_sample.tolist()
+        first = [of.index(k) for k in range(len(among))]
+        said += model.language_model.lm_head(model.hidden(batch)[batch.target_at[first]]).argmax(-1).tolist()
+        true += batch.target_ids[first].tolist()
+    common = max(sorted(set(true)), key=true.count, default=None)
+    rows = [dict(scene=scene, found=s == t, guess=t == common) for scene, s, t in zip(scene_of, said, true)]
     def line(heading, some):
-        return dict(objects=heading, n=len(some), found=bootstrap([r["found"] for r in some], seed=seed, clusters=[r["scene"] for r in some]))
-    sizes = sorted({objects[r["scene"]] for r in rows})
+        share = lambda column: bootstrap([r[column] for r in some], seed=seed, clusters=[r["scene"] for r in some])
+        return dict(objects=heading, n=len(some), found=share("found"), guess=share("guess"))
+    sizes = sorted({objects[scene] for scene in scene_of})
     lines = [line(k, [r for r in rows if objects[r["scene"]] == k]) for k in sizes] + [line("all", rows)] if rows else []
-    return Table(lines, dict(objects="objects in the room", n="n", found="found [95 %]"), "Does it find what is named?",
+    return Table(lines, dict(objects="objects in the room", n="asked for", found="found [95 %]", guess="the most common digit [95 %]"), "Does it find what is named?",
                  "" if rows else "In these rooms nothing can be named.")
+
+def _named(lesson): # the words before what is learned
+    told = lesson["interleaved_reason"][-1]
+    return told["value"][:told["loss_spans"][0][0]]
 
 # %% ../../nbs/41_benchmarks.ipynb #3602cff8
 def plain_tables(tables: dict) -> dict: # name -> Table, or a list of them

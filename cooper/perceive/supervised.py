@@ -31,11 +31,11 @@ from .parts import LORA, PARTS, add_lora, freeze, merge_lora
 __all__ = ['LOADERS', 'CONDITIONS', 'PRESETS', 'Stream', 'Mixture', 'packed_length', 'tokens_of', 'id_of', 'each_row', 'Packs',
            'fresh_cooper', 'Chosen', 'mode_of', 'by_mode', 'flipped', 'LatentCache', 'load_map', 'validity',
            'fill_holes', 'amg_rows', 'AmgExamples', 'Dropout', 'InterleavedExamples', 'SupervisedConfig', 'fingerprint',
-           'how_read', 'newest_whole', 'WholeCheckpoints', 'WeightAverage', 'StopAfter', 'CurveCallback', 'targets',
-           'shares', 'witness', 'check_training', 'SupervisedTrainer', 'HeldOut', 'StageParameters', 'AmgParameters',
-           'SftParameters', 'sources', 'drawable', 'amg_examples', 'prepare', 'train_stage', 'whole_model', 'work',
-           'trained', 'main', 'AutoencoderTask', 'PictureExamples', 'AutoencoderTrainer', 'train_autoencoder',
-           'measure_latents']
+           'how_read', 'newest_whole', 'WholeCheckpoints', 'WeightAverage', 'EveryGradient', 'StopAfter',
+           'CurveCallback', 'targets', 'shares', 'witness', 'check_training', 'SupervisedTrainer', 'HeldOut',
+           'StageParameters', 'AmgParameters', 'SftParameters', 'sources', 'drawable', 'amg_examples', 'prepare',
+           'train_stage', 'whole_model', 'work', 'trained', 'main', 'AutoencoderTask', 'PictureExamples',
+           'AutoencoderTrainer', 'train_autoencoder', 'measure_latents']
 
 # %% ../../nbs/14_supervised.ipynb #e08ab090
 class Stream(Dataset):
@@ -485,19 +485,19 @@ class WholeCheckpoints:
         keep = (self.args.save_total_limit or len(old) + 1) - 1
         for p in old[:max(len(old) - keep, 0)]: shutil.rmtree(p)
 
-# %% ../../nbs/14_supervised.ipynb #3ca9b716
+# %% ../../nbs/14_supervised.ipynb #a0f50890
 class WeightAverage(TrainerCallback):
     "Exponential moving average of the trainable weights."
     def __init__(self, decay, warmup=True): self.decay, self.warmup, self.weights = decay, warmup, None
     def on_train_begin(self, args, state, control, model, **kw):
-        own = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        own = {n: p for n, p in model.named_parameters() if p.requires_grad and not hasattr(p, "ds_id")} # see `check_training`: DeepSpeed's have none
         if self.weights is None: self.weights = {n: p.detach().clone() for n, p in own.items()}
         else: self.weights = {n: _laid_out_as(self.weights[n], p) for n, p in own.items()}
     def on_step_end(self, args, state, control, model, **kw):
         d = min(self.decay, (1 + state.global_step) / (10 + state.global_step)) if self.warmup else self.decay
         with torch.no_grad():
             for n, p in model.named_parameters():
-                if p.requires_grad: self.weights[n].lerp_(p.detach().to(self.weights[n].dtype), 1 - d)
+                if n in self.weights: self.weights[n].lerp_(p.detach().to(self.weights[n].dtype), 1 - d)
     def apply(self, model):
         "Put the averaged weights into `model`."
         with torch.no_grad():
@@ -511,6 +511,12 @@ def _laid_out_as(whole, p): # the reverse: as a parameter lies on the devices
     if not hasattr(p, "device_mesh") or hasattr(whole, "device_mesh"): return whole
     from torch.distributed.tensor import distribute_tensor
     return distribute_tensor(whole.to(p.device), p.device_mesh, p.placements)
+
+class EveryGradient(TrainerCallback):
+    "In one process, too, a weight that nothing of a step went through has a gradient of zero, not none: its momentum goes on as it does where several train."
+    def on_pre_optimizer_step(self, args, state, control, model, **kw):
+        for p in model.parameters():
+            if args.world_size == 1 and p.requires_grad and p.grad is None: p.grad = torch.zeros_like(p)
 
 class StopAfter(TrainerCallback):
     "Ends a run early, with a checkpoint."
@@ -563,7 +569,7 @@ def check_training(model, args):
     if getattr(args, "deepspeed_plugin", None) is not None and args.ema_decay:
         raise NotBuilt("an average of weights that DeepSpeed has divided", "ema_decay=0 trains without one; FSDP2 and DDP have one")
 
-# %% ../../nbs/14_supervised.ipynb #9eb958a6
+# %% ../../nbs/14_supervised.ipynb #1182ba43
 class SupervisedTrainer(WholeCheckpoints, Trainer):
     "Both losses from one packed forward pass; averaged weights; exact resume."
     same = "ema_decay ema_warmup ce_weight mse_weight loss_mean tokens_per_pack timestep_shift bf16".split()
@@ -578,8 +584,11 @@ class SupervisedTrainer(WholeCheckpoints, Trainer):
             write_jsonl(Path(args.output_dir).resolve() / "left_out.jsonl", (dict(data_id=name, tokens=n) for name, n in data.left_out))
         self._sums, self._now, self._micro = {}, {}, 0 # name of a loss -> its values since the last point of the curve; those of the step at work
         super().__init__(model, args, train_dataset=data, data_collator=self.collate,
-                         callbacks=[self.average, StopAfter(args.stop_after), CurveCallback(self.curves)])
+                         callbacks=[self.average, EveryGradient(), StopAfter(args.stop_after), CurveCallback(self.curves)])
         self.loss_is_scaled_for_ga = True # `compute_loss` divides by the targets of the whole step
+        if self.is_fsdp_enabled and args.bf16: # gradients are added up in float32, as everywhere else, and losses leave the model as they are
+            plugin = self.accelerator.state.fsdp_plugin
+            plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None)
     def data_contents(self): return getattr(self.train_dataset, "stream", self.train_dataset).examples
     def collate(self, examples):
         flat = [e for pack_ in examples for e in pack_] if self.args.tokens_per_pack else list(examples)
@@ -643,6 +652,7 @@ def fit(self: SupervisedTrainer):
         self.remove_callback(CurveCallback); self.add_callback(CurveCallback(self.curves))
     reached = int(last.name.split("-")[1]) if last else 0
     if reached < (self.args.stop_after or self.args.max_steps): self.train(resume_from_checkpoint=str(last) if last else None)
+    elif self.is_deepspeed_enabled: raise NotBuilt("reading the weights of a finished DeepSpeed run", f"they are in {last}, and in the model that the run wrote")
     self.average.apply(self.model)
     return self.model
 
@@ -665,7 +675,7 @@ class HeldOut(TrainerCallback):
         names = [m for m in processor.protocol["modalities"] if modality(m, processor.protocol).readable]
         self.modalities = [modality(name, processor.protocol) for name in names if name in drawable(self.rows, processor)]
     def on_train_begin(self, args, state, control, model, **kw):
-        if any(hasattr(p, "device_mesh") for p in model.parameters()) or args.deepspeed:
+        if self.trainer.divided:
             raise NotBuilt("drawing held-out pictures with weights that are divided over devices", "evaluate_every=0, or ddp; or measure the checkpoint afterwards")
     def on_step_end(self, args, state, control, **kw):
         if state.is_world_process_zero and (state.global_step % self.every == 0 or state.global_step == state.max_steps): self.look(state.global_step)
