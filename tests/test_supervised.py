@@ -644,6 +644,7 @@ def test_two_processes_with_divided_weights_give_the_losses_of_one(start, tmp_pa
     rough = [v for _, v in Curves.load(tmp_path / "two/launch/rough/curves.json").points["loss"]]
     assert rough == pytest.approx([v for _, v in stage("rough", 1, bf16=True)[1].points["loss"]], rel=2e-3)
     assert any(v * 2 ** 12 % 1 for v in rough), "the share of each process is below 1, where bfloat16 has 8 bits"
+    assert rough != pytest.approx([v for _, v in two.points["loss"]], abs=1e-5), "it did compute in bfloat16"
 
 
 WORKER = """
@@ -695,7 +696,7 @@ def test_the_average_of_divided_weights_is_that_of_whole_ones():
 
 
 def test_weights_that_deepspeed_divided_have_no_average():
-    "It leaves empty places and marks them; `check_training` allows it only without an average."
+    "DeepSpeed leaves an empty place for each weight, and a mark on it; `check_training` allows it only without an average."
     model = torch.nn.Linear(2, 1)
     for p in model.parameters(): p.ds_id = 0
     average = supervised.WeightAverage(0.)

@@ -21,7 +21,7 @@ def launch_file(strategy: str) -> Path:
     if strategy not in LAUNCH: raise ValueError(f"strategy is {strategy!r}; expected one of {', '.join(LAUNCH)}")
     return resolve("data/launch") / f"{strategy}.yaml"
 
-# %% ../../nbs/19_launch.ipynb #6951e1a2
+# %% ../../nbs/19_launch.ipynb #ba594087
 def plain_logs(logs: dict | None) -> dict:
     "What of a trainer's logs is a number over steps."
     return {k: v for k, v in (logs or {}).items() if isinstance(v, (int, float)) and k not in ("epoch", "total_flos") and not k.startswith("train_")}
@@ -36,19 +36,19 @@ class Telling(TrainerCallback):
     def on_step_end(self, args, state, control, **kw): self._tell(state)
     def on_log(self, args, state, control, logs=None, **kw): self._tell(state, logs=self.pick(logs))
 
-def _leave():
+def _leave_group():
     if torch.distributed.is_available() and torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
 
 @contextlib.contextmanager
 def telling_errors():
     "What a worker does: an error in this block is written for whoever launched the process, and raised again."
-    atexit.register(_leave) # threads of the group that outlive Python may abort it, and a finished run would count as failed
     try: yield
     except BaseException:
         place = os.environ.get("COOPER_ERRORS")
         if place:
             with write_whole(Path(place) / f"{os.environ.get('RANK', '0')}.txt") as aside: aside.write_text(traceback.format_exc(), encoding="utf-8")
         raise
+    atexit.register(_leave_group) # its threads may abort Python at its end, and a finished run would count as failed; one that failed must not wait for the others
 
 # %% ../../nbs/19_launch.ipynb #2ad2fecd
 def launch_command(

@@ -485,7 +485,7 @@ class WholeCheckpoints:
         keep = (self.args.save_total_limit or len(old) + 1) - 1
         for p in old[:max(len(old) - keep, 0)]: shutil.rmtree(p)
 
-# %% ../../nbs/14_supervised.ipynb #a0f50890
+# %% ../../nbs/14_supervised.ipynb #91db97ae
 class WeightAverage(TrainerCallback):
     "Exponential moving average of the trainable weights."
     def __init__(self, decay, warmup=True): self.decay, self.warmup, self.weights = decay, warmup, None
@@ -513,10 +513,11 @@ def _laid_out_as(whole, p): # the reverse: as a parameter lies on the devices
     return distribute_tensor(whole.to(p.device), p.device_mesh, p.placements)
 
 class EveryGradient(TrainerCallback):
-    "In one process, too, a weight that nothing of a step went through has a gradient of zero, not none: its momentum goes on as it does where several train."
+    "In one process, too, a weight that nothing of a step went through has a gradient of zero, not none: the optimizer moves it as it does where several train."
     def on_pre_optimizer_step(self, args, state, control, model, **kw):
+        if args.world_size > 1: return # there the witness of each pack went through all
         for p in model.parameters():
-            if args.world_size == 1 and p.requires_grad and p.grad is None: p.grad = torch.zeros_like(p)
+            if p.requires_grad and p.grad is None: p.grad = torch.zeros_like(p)
 
 class StopAfter(TrainerCallback):
     "Ends a run early, with a checkpoint."
@@ -569,7 +570,7 @@ def check_training(model, args):
     if getattr(args, "deepspeed_plugin", None) is not None and args.ema_decay:
         raise NotBuilt("an average of weights that DeepSpeed has divided", "ema_decay=0 trains without one; FSDP2 and DDP have one")
 
-# %% ../../nbs/14_supervised.ipynb #1182ba43
+# %% ../../nbs/14_supervised.ipynb #320d0085
 class SupervisedTrainer(WholeCheckpoints, Trainer):
     "Both losses from one packed forward pass; averaged weights; exact resume."
     same = "ema_decay ema_warmup ce_weight mse_weight loss_mean tokens_per_pack timestep_shift bf16".split()
@@ -586,8 +587,9 @@ class SupervisedTrainer(WholeCheckpoints, Trainer):
         super().__init__(model, args, train_dataset=data, data_collator=self.collate,
                          callbacks=[self.average, EveryGradient(), StopAfter(args.stop_after), CurveCallback(self.curves)])
         self.loss_is_scaled_for_ga = True # `compute_loss` divides by the targets of the whole step
-        if self.is_fsdp_enabled and args.bf16: # gradients are added up in float32, as everywhere else, and losses leave the model as they are
-            plugin = self.accelerator.state.fsdp_plugin
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if plugin and plugin.fsdp_version != 2: raise NotBuilt("FSDP of the first version", "fsdp_version: 2, as data/launch/fsdp2.yaml has it")
+        if plugin and args.bf16: # gradients are added up in float32, as by one process, and losses leave the model as they are
             plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None)
     def data_contents(self): return getattr(self.train_dataset, "stream", self.train_dataset).examples
     def collate(self, examples):
@@ -627,7 +629,7 @@ class SupervisedTrainer(WholeCheckpoints, Trainer):
             self._sums.clear()
         super().log(logs, *args, **kw)
 
-# %% ../../nbs/14_supervised.ipynb #e310e60f
+# %% ../../nbs/14_supervised.ipynb #e8b81279
 from fastcore.basics import patch
 
 @patch
@@ -652,7 +654,7 @@ def fit(self: SupervisedTrainer):
         self.remove_callback(CurveCallback); self.add_callback(CurveCallback(self.curves))
     reached = int(last.name.split("-")[1]) if last else 0
     if reached < (self.args.stop_after or self.args.max_steps): self.train(resume_from_checkpoint=str(last) if last else None)
-    elif self.is_deepspeed_enabled: raise NotBuilt("reading the weights of a finished DeepSpeed run", f"they are in {last}, and in the model that the run wrote")
+    elif self.is_deepspeed_enabled: raise NotBuilt("reading the weights of a finished DeepSpeed run", f"{last} has them in pieces, which the zero_to_fp32.py beside them puts together")
     self.average.apply(self.model)
     return self.model
 
