@@ -35,7 +35,8 @@ def png(picture, kind="PNG", **more):
 def given(name, data): return dict(name=name, type="image/png", size=len(data), content=memoryview(data), last_modified=datetime(2026, 1, 1))
 
 
-def test_words_stream_and_the_map_grows(co, trace):
+def test_words_stream_and_the_map_grows(co, trace, monkeypatch):
+    monkeypatch.setattr("cooper.present.explorer.PAUSE", 0) # every word: a short answer may be over before the next look
     x = Explorer(co, [ROOM])
     assert "Ask a question" in x._repr_html_() and x.step_slider.disabled
     x.ask_button.click()
