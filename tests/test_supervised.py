@@ -695,13 +695,18 @@ def test_the_average_of_divided_weights_is_that_of_whole_ones():
     finally: dist.destroy_process_group()
 
 
-def test_weights_that_deepspeed_divided_have_no_average():
-    "DeepSpeed leaves an empty place for each weight, and a mark on it; `check_training` allows it only without an average."
+def test_a_decay_of_zero_keeps_no_average(start, tmp_path):
+    "So DeepSpeed, which leaves empty places where weights were, can train; a run without an average is resumed, too."
     model = torch.nn.Linear(2, 1)
-    for p in model.parameters(): p.ds_id = 0
     average = supervised.WeightAverage(0.)
     average.on_train_begin(None, None, None, model)
     for p in model.parameters(): p.data = p.data.new_empty(0)
     average.on_step_end(None, types.SimpleNamespace(global_step=1), None, model)
     average.apply(model)
     assert average.weights == {}
+    def run(out, **more):
+        p = AmgParameters(checkpoint=str(start), scenes=2, copies=1, batch_size=1, steps=3, learning_rate=1e-2, warmup_steps=0, ema_decay=0., out=str(tmp_path / out), **more)
+        return trained(p, "amg", *load_model(start), supervised.amg_examples, "")[0].state_dict()
+    whole = run("whole")
+    run("halved", stop_after=2)
+    assert all(torch.equal(w, whole[k]) for k, w in run("halved").items())

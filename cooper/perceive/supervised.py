@@ -485,12 +485,12 @@ class WholeCheckpoints:
         keep = (self.args.save_total_limit or len(old) + 1) - 1
         for p in old[:max(len(old) - keep, 0)]: shutil.rmtree(p)
 
-# %% ../../nbs/14_supervised.ipynb #91db97ae
+# %% ../../nbs/14_supervised.ipynb #11eba216
 class WeightAverage(TrainerCallback):
-    "Exponential moving average of the trainable weights."
+    "Exponential moving average of the trainable weights; none with a decay of 0: it would be the weights themselves."
     def __init__(self, decay, warmup=True): self.decay, self.warmup, self.weights = decay, warmup, None
     def on_train_begin(self, args, state, control, model, **kw):
-        own = {n: p for n, p in model.named_parameters() if p.requires_grad and not hasattr(p, "ds_id")} # see `check_training`: DeepSpeed's have none
+        own = {n: p for n, p in model.named_parameters() if p.requires_grad and self.decay}
         if self.weights is None: self.weights = {n: p.detach().clone() for n, p in own.items()}
         else: self.weights = {n: _laid_out_as(self.weights[n], p) for n, p in own.items()}
     def on_step_end(self, args, state, control, model, **kw):
