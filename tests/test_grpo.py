@@ -1,5 +1,6 @@
 "The GRPO trainer: what it relies on in TRL, the objective by hand, groups, unjudged rows, and a run that is killed."
 import copy, inspect, json, os, signal, subprocess, sys, textwrap, time, types, warnings
+from dataclasses import replace
 
 import pytest, torch
 from transformers import TrainerCallback
@@ -210,7 +211,6 @@ def test_bad_questions_are_named(tmp_path):
 
 def test_an_answer_is_scored_in_its_context_and_not_in_its_future(parts):
     "Another question, or another drawing, before the answer: other log-probabilities. Another end of the answer: the same, bit for bit, before it."
-    from dataclasses import replace
     t = trainer(parts, "context", rollout=dict(modes="perceive", max_new_tokens=6))
     out = batch_of(t)
     rollout = out["rollouts"][0]
@@ -607,7 +607,10 @@ def shared(parts, world, folder, passes=2):
     class Maps:
         def __len__(self): return 3
         def contents(self): return 3
-        def build(self, k, generator): return Sequence(parts[1].picture(room(k), ("clean",)) + parts[1].picture(room(k + 1), ("noised",)))
+        def build(self, k, generator): # the maps are known in different shares
+            noised, = parts[1].picture(room(k + 1), ("noised",))
+            known = torch.arange(noised.pixels.shape[1] * noised.pixels.shape[2] // parts[1].clean[2] ** 2) % (k + 1) == 0
+            return Sequence(parts[1].picture(room(k), ("clean",)) + [replace(noised, learned=known)])
     common = dict(rewards=(unsure,), learning_rate=.1, optim="sgd", logging_steps=1) # Adam makes much of the rounding of tiny gradients
     reuse = trainer(parts, f"{folder}/reuse", **common, max_steps=4, per_device_train_batch_size=8 // world, steps_per_generation=2, num_iterations=2, beta=.05,
                     rollout=dict(keep_every=1, flow_weight=.1, flow_batch=2), flow=Maps())
