@@ -319,8 +319,8 @@ OWN = {
     "turns": (protocol(lambda p: p.update(max_turns="three")), "'max_turns' is 'three'; expected a whole number above 0"), "reflection": (protocol(lambda p: p.update(reflection=7)), "'reflection' is 7; expected words"),
     "depth": (protocol(lambda p: p.update(modalities=[["depth", dict(near=5.0, far=1.0)]])), "has near 5.0 and far 1.0; expected two numbers, the smaller one first"),
     "palette": (protocol(lambda p: p.update(modalities=[["segmentation", dict(palette=[["a", [1, 2]]])]])), r"gives 'a' the colour \[1, 2\]"),
-    **{f"codec {codec} from {near}": (protocol(lambda p, o=dict(near=near, far=9.0, codec=codec): p.update(modalities=[["depth", o]])), rf"processor_config.json: protocol: 'modalities.depth.codec' is {re.escape(repr(codec))}: .*{words}")
-       for codec, near, words in (("lgo", 1.0, "expected one of linear, log, affine"), ("log", 0.0, "expected above 0 m"), (["log"], 1.0, ""))},
+    **{f"codec {codec} from {near}": (protocol(lambda p, o=dict(near=near, far=9.0, codec=codec): p.update(modalities=[["depth", o]])), f"processor_config.json: protocol: 'modalities.depth': depth codec {re.escape(repr(codec))}.*{words}")
+       for codec, near, words in (("lgo", 1.0, "expected one of linear, log, affine"), ("log", 0.0, "near is 0.0; expected above 0 m"), (["log"], 1.0, "expected one of linear, log, affine"))},
 }
 
 

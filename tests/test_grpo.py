@@ -607,9 +607,10 @@ def shared(parts, world, folder, passes=2):
     class Maps:
         def __len__(self): return 3
         def contents(self): return 3
-        def build(self, k, generator): # the maps are known in different shares
+        def build(self, k, generator): # maps of which all, half and nothing is known
             noised, = parts[1].picture(room(k + 1), ("noised",))
-            known = torch.arange(noised.pixels.shape[1] * noised.pixels.shape[2] // parts[1].clean[2] ** 2) % (k + 1) == 0
+            n = noised.pixels.shape[1] * noised.pixels.shape[2] // parts[1].clean[2] ** 2
+            known = torch.arange(n) % (k + 1) == 0 if k < 2 else torch.zeros(n, dtype=bool)
             return Sequence(parts[1].picture(room(k), ("clean",)) + [replace(noised, learned=known)])
     common = dict(rewards=(unsure,), learning_rate=.1, optim="sgd", logging_steps=1) # Adam makes much of the rounding of tiny gradients
     reuse = trainer(parts, f"{folder}/reuse", **common, max_steps=4, per_device_train_batch_size=8 // world, steps_per_generation=2, num_iterations=2, beta=.05,

@@ -499,7 +499,7 @@ def _compare(self: CooperGRPOTrainer, logps):
     metrics, largest = self._metrics["train" if self.model.training else "eval"], self.accelerator.gather(largest).max().item()
     metrics["logp_difference"] = [max(metrics["logp_difference"] + [largest])] # TRL would take the mean of several
 
-# %% ../../nbs/32_grpo_trainer.ipynb #61840d6a
+# %% ../../nbs/32_grpo_trainer.ipynb #aba6a1e2
 @patch
 def _ready_to_draw(self: CooperGRPOTrainer, flow):
     r, passes = self.rollout, self.args.max_steps * self.args.gradient_accumulation_steps
@@ -514,8 +514,8 @@ def _flow_loss(self: CooperGRPOTrainer, base) -> Tensor:
     first = self._step * self.rollout.flow_batch + self.accelerator.process_index * share
     sequences, generators = zip(*(self.flow[i] for i in range(first, first + share)))
     batch = pack(list(sequences), base.config.geometry, list(generators)).to(base.device)
-    patches = self.accelerator.reduce(batch.flow.sum().float(), "mean") # of all processes: each adds its own to a mean over all
-    return CooperForConditionalGeneration.forward(base, batch).mse.mean(-1).sum() / patches.clamp(min=1)
+    patches = self.accelerator.reduce(batch.flow.sum().float(), "sum").clamp(min=1) / self.args.world_size # of this pass in all processes, whose gradients are averaged
+    return CooperForConditionalGeneration.forward(base, batch).mse.mean(-1).sum() / patches
 
 @patch
 def _flow_term(self: CooperGRPOTrainer):

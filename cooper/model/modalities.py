@@ -14,8 +14,8 @@ from PIL import Image
 # %% auto #0
 __all__ = ['DEPTH_CODECS', 'DEPTH_RANGES', 'MODALITIES', 'MODES', 'array_to_text', 'text_to_array', 'png_bytes', 'spectral',
            'colour', 'DepthCodec', 'depth_codec', 'DepthMap', 'SegmentMap', 'from_pairs', 'unit_pixels',
-           'decoded_picture', 'Modality', 'register', 'Depth', 'Segmentation', 'stored_modalities', 'read_modalities',
-           'modality', 'map_from_dict']
+           'decoded_picture', 'check_views', 'Modality', 'register', 'Depth', 'Segmentation', 'stored_modalities',
+           'read_modalities', 'modality', 'map_from_dict']
 
 # %% ../../nbs/07_modalities.ipynb #93005686
 def array_to_text(a: np.ndarray) -> str:
@@ -72,10 +72,10 @@ DEPTH_CODECS = {c.name: c for c in (
     DepthCodec("log", _log, _from_log, positive=True),
     DepthCodec("affine", _linear, _from_linear, metric=False))}
 
-# %% ../../nbs/07_modalities.ipynb #527caa38
+# %% ../../nbs/07_modalities.ipynb #909c2cd1
 def depth_codec(name: str, near: float, far: float) -> DepthCodec:
     "The codec of that name; ValueError for one that there is not, and for a range that it cannot express."
-    if name not in DEPTH_CODECS: raise ValueError(f"depth codec {name!r:.80} is unknown; expected one of {', '.join(DEPTH_CODECS)}")
+    if name not in list(DEPTH_CODECS): raise ValueError(f"depth codec {name!r:.80} is unknown; expected one of {', '.join(DEPTH_CODECS)}")
     codec = DEPTH_CODECS[name]
     if not near < far: raise ValueError(f"DepthMap: near {near} is not below far {far}")
     if codec.positive and not near > 0: raise ValueError(f"depth codec {name!r}: near is {near}; expected above 0 m, for there is no logarithm of it")
@@ -209,7 +209,12 @@ def decoded_picture(pixels) -> Image.Image:
     "Decoder output as a picture, cut to 8 bits as the reference does."
     return Image.fromarray((unit_pixels(pixels) * 255).astype(np.uint8).transpose(1, 2, 0))
 
-# %% ../../nbs/07_modalities.ipynb #830155c6
+# %% ../../nbs/07_modalities.ipynb #b1c258c3
+def check_views(views, place: str): # where it stands in a protocol
+    "ValueError for ways of looking that there are not."
+    if not isinstance(views, (list, tuple)) or not views or not all(v in ("clean", "vision") for v in views):
+        raise ValueError(f"protocol: '{place}' is {views!r:.80}; expected some of 'clean', 'vision'")
+
 @dataclass(frozen=True)
 class Modality:
     "What has to be agreed upon to draw something: subclass it, and `register` the subclass."
@@ -234,6 +239,7 @@ class Modality:
         return tuple(self.options.get("views", ("vision",)))
     def check(self):
         "ValueError for options that cannot be meant: asked of every modality of a protocol when it is loaded, not when the first map is drawn."
+        if "views" in self.options: check_views(self.options["views"], f"modalities.{self.name}.views")
     def to_picture(self, map) -> Image.Image:
         "The picture the model learns to draw."
         return map.picture
@@ -263,7 +269,7 @@ def register(cls: type[Modality]) -> type[Modality]:
     MODALITIES[cls.name] = cls
     return cls
 
-# %% ../../nbs/07_modalities.ipynb #8bc16310
+# %% ../../nbs/07_modalities.ipynb #451f5478
 @register
 @dataclass(frozen=True)
 class Depth(Modality):
@@ -279,11 +285,12 @@ class Depth(Modality):
         "What black and white stand for."
         return float(self.options.get("near", 0.0)), float(self.options.get("far", 1.0))
     def check(self):
+        super().check()
         near, far = (self.options.get(k, usual) for k, usual in (("near", 0.0), ("far", 1.0)))
         if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in (near, far)) or not near < far:
-            raise ValueError(f"protocol: 'modalities.depth' has near {near!r} and far {far!r}; expected two numbers, the smaller one first")
+            raise ValueError(f"protocol: 'modalities.{self.name}' has near {near!r} and far {far!r}; expected two numbers, the smaller one first")
         try: self.codec
-        except (TypeError, ValueError) as e: raise ValueError(f"protocol: 'modalities.depth.codec' is {self.options['codec']!r:.80}: {e}") from None
+        except ValueError as e: raise ValueError(f"protocol: 'modalities.{self.name}': {e}") from None
     def of(self, metres: np.ndarray) -> DepthMap: # [H, W] metres; 0 where nothing is known
         "True depth as this checkpoint draws it. With codec 'affine' black and white are the picture's own 2nd and 98th percentile."
         if self.codec.metric: return DepthMap(metres, *self.range, self.options.get("unit", "m"), self.codec.name)
@@ -300,7 +307,7 @@ class Depth(Modality):
         "Coloured: the reference feeds depth back in Spectral, not in grey."
         return map.show()
 
-# %% ../../nbs/07_modalities.ipynb #2b8ea833
+# %% ../../nbs/07_modalities.ipynb #be66a1eb
 @register
 @dataclass(frozen=True)
 class Segmentation(Modality):
@@ -312,9 +319,10 @@ class Segmentation(Modality):
         "Is there a palette to read colours by?"
         return bool(self.options.get("palette"))
     def check(self):
+        super().check()
         for name, rgb in self.options.get("palette", {}).items():
             if not isinstance(rgb, (list, tuple)) or len(rgb) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in rgb):
-                raise ValueError(f"protocol: 'modalities.segmentation.palette' gives {name!r} the colour {rgb!r:.80}; expected three whole numbers of 0 to 255")
+                raise ValueError(f"protocol: 'modalities.{self.name}.palette' gives {name!r} the colour {rgb!r:.80}; expected three whole numbers of 0 to 255")
     def to_map(self, pixels) -> SegmentMap:
         "The nearest colour of the palette."
         if not self.readable: raise ValueError("segmentation: this checkpoint's protocol names no palette (the released ones never did), so colours "
