@@ -35,6 +35,7 @@ def test_readme_script_runs():
     assert "import cooper" in lines and len(lines) <= 10
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=600, env=os.environ | {"COOPER_QUIET": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
-    seed = int(re.search(r"sample_scene\((\d+), \"test\"\)", script)[1])
-    cubes = sum(s.shape == "cube" for s in sample_scene(seed, "test").solids)
-    assert cubes == 1 and done.stdout.splitlines()[-1].startswith("1 ["), f"README.md says that the room has one cube and the model says so: {done.stdout}"
+    scene = sample_scene(int(re.search(r"sample_scene\((\d+), \"test\"\)", script)[1]), "test")
+    away = {f"{s.colour} {s.shape}": scene.camera.project([s.x, s.y, s.half_height])[2] for s in scene.solids} # metres along the camera's axis
+    nearer = min(re.search(r"closer to the camera, the (.+) or the (.+)\?", script).groups(), key=away.__getitem__)
+    assert nearer == "orange cylinder" and done.stdout.splitlines()[-1].startswith(f"{nearer} ['depth']"), f"README.md says that the orange cylinder is nearer and the model says so: {done.stdout}"
