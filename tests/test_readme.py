@@ -3,7 +3,8 @@ import os, re, subprocess, sys
 
 import nbformat
 
-from cooper.perceive.scenes import sample_scene
+import cooper
+from cooper.perceive.scenes import load_facts, sample_scene
 from house import ROOT
 
 README = ROOT/"README.md"
@@ -39,3 +40,17 @@ def test_readme_script_runs():
     away = {f"{s.colour} {s.shape}": scene.camera.project([s.x, s.y, s.half_height])[2] for s in scene.solids} # metres along the camera's axis
     nearer = min(re.search(r"closer to the camera, the (.+) or the (.+)\?", script).groups(), key=away.__getitem__)
     assert nearer == "orange cylinder" and done.stdout.splitlines()[-1].startswith(f"{nearer} ['depth']"), f"README.md says that the orange cylinder is nearer and the model says so: {done.stdout}"
+
+
+def test_the_caption_of_the_case_says_what_the_model_says():
+    "Numbers of the thought as the weights that are here think it, and the truth as the scene has it."
+    words = r"The thought says column (\d+) of 64 and ([\d.]+) m, column (\d+) and ([\d.]+) m; the truth is (\d+) and ([\d.]+) m, (\d+) and ([\d.]+) m"
+    said = re.search(words, README.read_text(encoding="utf-8")).groups()
+    facts = next(f for f in load_facts(ROOT/"data/scenes/test") if f["image"] == "rgb/000013.png")
+    things = {f"{o['colour']} {o['shape']}": o for o in facts["objects"]}
+    trace = cooper.load(ROOT/"data/tiny-cooper", show=False).ask(ROOT/"data/scenes/test/rgb/000013.png", "Which is closer to the camera, the gray ball or the cyan cylinder?", mode="cooperate")
+    for k, thing in enumerate(("gray ball", "cyan cylinder")):
+        column, depth, true_column, true_depth = *said[2*k:2*k + 2], *said[2*k + 4:2*k + 6]
+        assert f"{thing}: {column}, {depth} m" in trace.steps[-2].text + trace.steps[-1].text, trace
+        o = things[thing]
+        assert (int(64*o["pixel"][0]), f"{o['depth_m']:.1f}") == (int(true_column), true_depth)
