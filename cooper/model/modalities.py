@@ -72,10 +72,10 @@ DEPTH_CODECS = {c.name: c for c in (
     DepthCodec("log", _log, _from_log, positive=True),
     DepthCodec("affine", _linear, _from_linear, metric=False))}
 
-# %% ../../nbs/07_modalities.ipynb #909c2cd1
+# %% ../../nbs/07_modalities.ipynb #7ab760df
 def depth_codec(name: str, near: float, far: float) -> DepthCodec:
     "The codec of that name; ValueError for one that there is not, and for a range that it cannot express."
-    if name not in list(DEPTH_CODECS): raise ValueError(f"depth codec {name!r:.80} is unknown; expected one of {', '.join(DEPTH_CODECS)}")
+    if not isinstance(name, str) or name not in DEPTH_CODECS: raise ValueError(f"depth codec {name!r:.80} is unknown; expected one of {', '.join(DEPTH_CODECS)}")
     codec = DEPTH_CODECS[name]
     if not near < far: raise ValueError(f"DepthMap: near {near} is not below far {far}")
     if codec.positive and not near > 0: raise ValueError(f"depth codec {name!r}: near is {near}; expected above 0 m, for there is no logarithm of it")
